@@ -1,0 +1,261 @@
+"""The nouns of one SMTP conversation: Session, Transaction, Recipient, Message, Facts.
+
+State dies, it is not cleared: a Session lives as long as the connection, a Transaction as long as
+the message. What belongs to a message never sits on the session.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING, Protocol
+
+from smtpd.addresses import Address
+
+if TYPE_CHECKING:
+    from smtpd.policy import Held
+
+IPAddress = IPv4Address | IPv6Address
+
+_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
+_counter = itertools.count(int.from_bytes(os.urandom(4)))
+
+
+def new_id() -> str:
+    """Make a trace id: 16 characters of Crockford's base 32, the first 10 are the time, so ids sort by age."""
+    moment = int(time.time() * 1000)
+    serial = next(_counter)
+    pairs = _PAIRS
+    return (
+        pairs[moment >> 40 & 1023] + pairs[moment >> 30 & 1023] + pairs[moment >> 20 & 1023]
+        + pairs[moment >> 10 & 1023] + pairs[moment & 1023]
+        + pairs[serial >> 20 & 1023] + pairs[serial >> 10 & 1023] + pairs[serial & 1023]
+    )  # fmt: skip
+
+
+class Facts:
+    """Typed findings that one filter leaves for another, at most one per type.
+
+    A transaction's facts see through to those of its session.
+    """
+
+    __slots__ = ("_found", "_parent")
+
+    def __init__(self, parent: Facts | None = None) -> None:
+        self._found: dict[type, object] | None = None
+        self._parent = parent
+
+    def add(self, fact: object) -> None:
+        """Leave a finding; a second one of the same type replaces the first."""
+        if self._found is None:
+            self._found = {}
+        self._found[type(fact)] = fact
+
+    def get[T](self, kind: type[T]) -> T | None:
+        """The finding of this type, or None."""
+        if self._found is not None and kind in self._found:
+            found = self._found[kind]
+            assert isinstance(found, kind)
+            return found
+        return self._parent.get(kind) if self._parent is not None else None
+
+    def __iter__(self) -> Iterator[object]:
+        yield from (self._found or {}).values()
+
+
+@dataclass(frozen=True, slots=True)
+class TlsInfo:
+    """What was negotiated: version as in "TLSv1.3", cipher name, key bits, the client certificate's subject."""
+
+    version: str
+    cipher: str
+    bits: int
+    server_name: str = ""
+    client_subject: str = ""
+
+
+@dataclass(slots=True)
+class Session:
+    """One connection. What we observed stays; what the client claimed is forgotten at STARTTLS."""
+
+    id: str
+    listener: str
+    """Name of the listener's table in the configuration."""
+    ip: IPAddress
+    """The client's address (behind a proxy: the inner one); 127.0.0.1 for a unix socket."""
+    port: int = 0
+    local_ip: str = ""
+    local_port: int = 0
+    helo: str = ""
+    """The argument of EHLO or HELO as received, printable ASCII; empty before it."""
+    esmtp: bool = False
+    tls: TlsInfo | None = None
+    login: str | None = None
+    """The authenticated user, None before AUTH."""
+    mechanism: str = ""
+    trusted: bool = False
+    """The address is in `[smtpd] trusted_networks`."""
+    facts: Facts = field(default_factory=Facts)
+    labels: frozenset[str] = frozenset()
+    held: list[Held] | None = None
+    """Refusals decided but not yet spoken; owned by `policy.py`."""
+    errors: int = 0
+    auth_failures: int = 0
+    messages: int = 0
+    transactions: int = 0
+    early: bool = False
+    """The client spoke before it was its turn: before the banner, or behind a command that ends a group."""
+
+    def forget_claims(self) -> None:
+        """RFC 3207 §4.2: after the handshake nothing the client said before counts."""
+        self.helo = ""
+        self.esmtp = False
+        self.login = None
+        self.mechanism = ""
+
+    @property
+    def authenticated(self) -> bool:
+        """Whether AUTH succeeded on this connection."""
+        return self.login is not None
+
+
+@dataclass(slots=True, eq=False)
+class Recipient:
+    """One accepted (or just asked for) recipient; compared and hashed by identity."""
+
+    address: Address
+    agent: str = ""
+    """Name of the delivery agent's table in the configuration."""
+    mailbox: Address | None = None
+    """Where the agent is to put it, when the recipient map says another address; None: `address`."""
+    labels: frozenset[str] = frozenset()
+    parameters: dict[str, str | None] = field(default_factory=dict)
+    exempt: bool = False
+    """Postmaster: no filter may refuse it (RFC 5321 §4.5.1)."""
+
+    @property
+    def destination(self) -> Address:
+        """The mailbox to deliver to."""
+        return self.mailbox or self.address
+
+
+@dataclass(slots=True, eq=False)
+class Transaction:
+    """One message's envelope, from MAIL to the reply after its data."""
+
+    id: str
+    session: Session
+    sender: Address
+    """`Address.null` when the reverse-path is <>."""
+    size: int | None = None
+    """The client's SIZE= (RFC 1870), bytes."""
+    body: str = "7BIT"
+    smtputf8: bool = False
+    prdr: bool = False
+    auth: str | None = None
+    """AUTH= (RFC 4954 §5), decoded; "" stands for <>."""
+    recipients: list[Recipient] = field(default_factory=list)
+    facts: Facts = field(default_factory=Facts)
+    labels: frozenset[str] = frozenset()
+    held: list[Held] | None = None
+    started: float = 0.0
+
+    @property
+    def all_labels(self) -> frozenset[str]:
+        """Labels of the message and of its session."""
+        return self.labels | self.session.labels
+
+    def labels_for(self, recipient: Recipient) -> frozenset[str]:
+        """Labels that hold for one recipient."""
+        return self.labels | self.session.labels | recipient.labels
+
+
+class ContentSource(Protocol):
+    """The received octets, in memory or spilled to a file: what `content.py` makes."""
+
+    @property
+    def size(self) -> int:
+        """Number of octets."""
+
+    def chunks(self) -> Iterable[bytes]:
+        """The octets in order, in pieces of at most about 1 MiB."""
+
+    def head(self) -> bytes:
+        """The header section including the empty line that ends it, at most 1 MiB."""
+
+    def close(self) -> None:
+        """Give memory and file back."""
+
+
+class Message:
+    """What was received, with our own header fields on top.
+
+    `content` are the received octets after dot transparency, CRLF line ends. `added` are complete
+    header fields of ours (each ends in CRLF), topmost first.
+    """
+
+    __slots__ = ("_fields", "added", "content")
+
+    def __init__(self, content: ContentSource) -> None:
+        self.content = content
+        self.added: list[bytes] = []
+        self._fields: list[tuple[str, bytes]] | None = None
+
+    @property
+    def size(self) -> int:
+        """Octets that an agent will write: our header fields and the content."""
+        return sum(map(len, self.added)) + self.content.size
+
+    def chunks(self) -> Iterator[bytes]:
+        """The message to deliver, in order: our fields, then what was received."""
+        if self.added:
+            yield b"".join(self.added)
+        yield from self.content.chunks()
+
+    def __bytes__(self) -> bytes:
+        """The whole message in one piece; for agents that cannot stream."""
+        return b"".join(self.chunks())
+
+    @property
+    def fields(self) -> list[tuple[str, bytes]]:
+        """Received header fields in order: (lower-case name, raw value with its folding, without last CRLF).
+
+        A line that is no field (no colon, bad name) comes as ("", line).
+        """
+        if self._fields is None:
+            self._fields = list(_split_fields(self.content.head()))
+        return self._fields
+
+    def field_values(self, name: str) -> list[bytes]:
+        """All raw values of one field, top to bottom; `name` in lower case."""
+        return [value for found, value in self.fields if found == name]
+
+    def replace_content(self, content: ContentSource) -> None:
+        """Put another content in the place of the received one; only filters with `changes = True` may."""
+        if content is not self.content:
+            self.content.close()
+        self.content = content
+        self._fields = None
+
+
+def _split_fields(head: bytes) -> Iterator[tuple[str, bytes]]:
+    lines: list[bytes] = []
+    for line in head.split(b"\r\n"):
+        if line[:1] in (b" ", b"\t") and lines:
+            lines[-1] += b"\r\n" + line
+        elif line:
+            lines.append(line)
+        else:
+            break
+    for line in lines:
+        name, colon, value = line.partition(b":")
+        name = name.rstrip(b" \t")
+        if colon and name and all(33 <= octet <= 126 for octet in name):
+            yield name.decode("ascii").lower(), value
+        else:
+            yield "", line

@@ -1,0 +1,211 @@
+"""Every text and code a client can ever see.
+
+The basic and the enhanced code stand together, so they cannot disagree (RFC 2034 §4). The key is
+also the log field, the metric label, and what operators use in `[smtpd.replies]` to change the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+MAX_LINE = 512  # RFC 5321 §4.5.3.1.5, the CRLF included
+MAX_VALUE = 200  # of anything that comes from outside; our own choice
+
+_UNSAFE = re.compile(r"[^\x20-\x7e]+")
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+def clean(value: object) -> str:
+    """Make text from outside fit for a reply, a header or a log: printable ASCII, at most 200 characters."""
+    text = value if isinstance(value, str) else str(value)
+    if not text.isascii():
+        text = text.encode("ascii", "backslashreplace").decode("ascii")
+    text = _UNSAFE.sub("?", text)
+    return text if len(text) <= MAX_VALUE else text[: MAX_VALUE - 3] + "..."
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer; calling it fills the placeholders of its text with cleaned and shortened values.
+
+    `status` is the enhanced code, "" where RFC 2034 has none (greeting, EHLO, 3xx). A line break in
+    the text of a constant makes a multi-line reply.
+    """
+
+    key: str
+    code: int
+    status: str
+    text: str
+    values: Mapping[str, str] = field(default_factory=dict, compare=False)
+    plain: bytes = field(init=False, repr=False, compare=False)
+    """The bytes on the wire when there is nothing to add and no changed text."""
+
+    def __post_init__(self) -> None:
+        if self.status and self.status[0] != str(self.code)[0]:
+            raise ValueError(f"{self.key}: {self.code} and {self.status} disagree")
+        object.__setattr__(self, "plain", self._encode(self.text, ""))
+
+    def __call__(self, **values: object) -> Reply:
+        """Fill the placeholders; one without a value stays as it is."""
+        return replace(self, values={**self.values, **{name: clean(value) for name, value in values.items()}})
+
+    @property
+    def is_positive(self) -> bool:
+        """2xx or 3xx."""
+        return self.code < 400
+
+    @property
+    def is_temporary(self) -> bool:
+        """4xx: the client may try again."""
+        return 400 <= self.code < 500
+
+    @property
+    def is_permanent(self) -> bool:
+        """5xx: the client must not try again."""
+        return self.code >= 500
+
+    @property
+    def message(self) -> str:
+        """The text with its placeholders filled, without codes."""
+        return self._fill(self.text)
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.status} {self.message}" if self.status else f"{self.code} {self.message}"
+
+    def encode(self, trace: str = "", texts: Mapping[str, str] | None = None) -> bytes:
+        """The bytes on the wire; `trace` is set in brackets behind the text, `texts` holds changed texts by key."""
+        text = texts.get(self.key, self.text) if texts else self.text
+        if not trace and text is self.text:
+            return self.plain
+        return self._encode(text, trace)
+
+    def _fill(self, text: str) -> str:
+        if "{" not in text or not self.values:
+            return text
+        values = self.values
+        return _PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), text)
+
+    def _encode(self, text: str, trace: str) -> bytes:
+        prefix = f"{self.status} " if self.status else ""
+        suffix = f" [{trace}]" if trace else ""
+        room = MAX_LINE - len("250-\r\n") - len(prefix) - len(suffix)
+        lines = [line[:room] for line in self._fill(text).split("\n")]
+        last = len(lines) - 1
+        return "".join(
+            f"{self.code}{' ' if number == last else '-'}{prefix}{line}{suffix if number == last else ''}\r\n"
+            for number, line in enumerate(lines)
+        ).encode("ascii", "backslashreplace")
+
+
+class Refused(Exception):  # noqa: N818 - it is an answer, not an error
+    """A parser or a guard says no; `Conversation.run` answers with the reply."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(reply.key)
+        self.reply = reply
+
+
+# Greeting, closing (RFC 5321 §3.1, §3.8)
+GREETING = Reply("greeting", 220, "", "{hostname} ESMTP")
+GREETING_LMTP = Reply("greeting", 220, "", "{hostname} LMTP")
+NO_SERVICE = Reply("no-service", 554, "", "{hostname} No SMTP service here for this address")
+NO_SERVICE_COMMAND = Reply("no-service-command", 503, "5.5.1", "Only QUIT is answered on this connection")
+BYE = Reply("bye", 221, "2.0.0", "Bye")
+SHUTTING_DOWN = Reply("shutting-down", 421, "4.3.2", "{hostname} is shutting down, please try again later")
+TIMEOUT = Reply("timeout", 421, "4.4.2", "{hostname} waited too long for you")
+TOO_SLOW = Reply("too-slow", 421, "4.4.2", "{hostname} Data arrived too slowly")
+TOO_MANY_CONNECTIONS = Reply("too-many-connections", 421, "4.3.2", "{hostname} has too many connections now")
+TOO_MANY_FROM_ADDRESS = Reply("too-many-connections-from-address", 421, "4.7.0", "{hostname} Too many connections from {ip}")
+TOO_MANY_ERRORS = Reply("too-many-errors", 421, "4.7.0", "{hostname} Too many errors on this connection")
+TOO_MANY_AUTH_FAILURES = Reply("too-many-auth-failures", 421, "4.7.0", "{hostname} Too many failed logins")
+
+# Commands (RFC 5321 §4.1, §4.2.2)
+HELO = Reply("helo", 250, "", "{hostname}")
+OK = Reply("ok", 250, "2.0.0", "Ok")
+HELP = Reply("help", 214, "2.0.0", "Commands: HELO EHLO MAIL RCPT DATA BDAT RSET NOOP QUIT VRFY HELP STARTTLS AUTH")
+CANNOT_VERIFY = Reply("cannot-verify", 252, "2.5.2", "Cannot verify, but will take mail at RCPT and say so there")
+SENDER_OK = Reply("sender-ok", 250, "2.1.0", "Sender ok")
+RECIPIENT_OK = Reply("recipient-ok", 250, "2.1.5", "Recipient ok")
+SEND_DATA = Reply("send-data", 354, "", "Send the message, end with <CRLF>.<CRLF>")
+CHUNK_OK = Reply("chunk-ok", 250, "2.0.0", "{size} octets received")
+ACCEPTED = Reply("accepted", 250, "2.0.0", "Ok, delivered")
+UNKNOWN_COMMAND = Reply("unknown-command", 500, "5.5.2", "Unknown command")
+NOT_PRINTABLE = Reply("not-printable", 500, "5.5.2", "Commands are printable ASCII")
+LINE_TOO_LONG = Reply("line-too-long", 500, "5.5.2", "Command line too long")
+NOT_OFFERED = Reply("not-offered", 502, "5.5.1", "Command not offered here")
+HELO_ARGUMENT = Reply("helo-argument", 501, "5.5.4", "Say your host name: {verb} mail.example.org")
+NO_ARGUMENT = Reply("no-argument", 501, "5.5.4", "{verb} takes no argument")
+BAD_ARGUMENT = Reply("bad-argument", 501, "5.5.4", "Syntax: {syntax}")
+BAD_PARAMETER = Reply("bad-parameter", 501, "5.5.4", "Bad value of {parameter}")
+UNKNOWN_PARAMETER = Reply("unknown-parameter", 555, "5.5.4", "Parameter {parameter} is not supported")
+BAD_SENDER_SYNTAX = Reply("bad-sender-syntax", 501, "5.1.7", "Bad sender address: {problem}")
+BAD_RECIPIENT_SYNTAX = Reply("bad-recipient-syntax", 501, "5.1.3", "Bad recipient address: {problem}")
+NON_ASCII_ADDRESS = Reply("non-ascii-address", 553, "5.6.7", "Addresses beyond ASCII need the SMTPUTF8 parameter of MAIL")
+CANNOT_CARRY_UTF8 = Reply("cannot-carry-utf8", 553, "5.6.7", "{address} cannot receive mail that needs SMTPUTF8")
+HELO_FIRST = Reply("helo-first", 503, "5.5.1", "Say EHLO or HELO first")
+MAIL_FIRST = Reply("mail-first", 503, "5.5.1", "Say MAIL first")
+NESTED_MAIL = Reply("nested-mail", 503, "5.5.1", "A transaction is open already, say RSET first")
+NO_VALID_RECIPIENTS = Reply("no-valid-recipients", 554, "5.5.1", "No valid recipients")
+DATA_AFTER_BDAT = Reply("data-after-bdat", 503, "5.5.1", "DATA cannot follow BDAT in one transaction")
+BDAT_FAILED_BEFORE = Reply("bdat-failed-before", 503, "5.5.1", "An earlier chunk failed, say RSET")
+EHLO_FOR_EXTENSION = Reply("ehlo-for-extension", 503, "5.5.1", "Say EHLO to use this command")
+HTTP_SPOKEN = Reply("http-spoken", 554, "5.5.1", "This is SMTP, not HTTP")
+
+# STARTTLS and AUTH (RFC 3207, RFC 4954)
+READY_FOR_TLS = Reply("ready-for-tls", 220, "2.0.0", "Ready to start TLS")
+TLS_ACTIVE = Reply("tls-active", 503, "5.5.1", "TLS is active already")
+TLS_UNAVAILABLE = Reply("tls-unavailable", 454, "4.7.0", "TLS is not available now")
+TLS_INJECTION = Reply("tls-injection", 554, "5.5.1", "Data behind STARTTLS before the handshake")
+TLS_REQUIRED = Reply("tls-required", 530, "5.7.0", "Say STARTTLS first")
+AUTH_PROMPT = Reply("auth-prompt", 334, "", "{challenge}")
+AUTH_OK = Reply("auth-ok", 235, "2.7.0", "Authenticated")
+AUTH_REQUIRED = Reply("auth-required", 530, "5.7.0", "Log in with AUTH first")
+AUTH_DONE = Reply("auth-done", 503, "5.5.1", "Authenticated already")
+AUTH_IN_TRANSACTION = Reply("auth-in-transaction", 503, "5.5.1", "AUTH is not possible inside a transaction")
+AUTH_CANCELLED = Reply("auth-cancelled", 501, "5.7.0", "Authentication cancelled")
+AUTH_BAD_BASE64 = Reply("auth-bad-base64", 501, "5.5.2", "Not base64")
+AUTH_BAD_RESPONSE = Reply("auth-bad-response", 501, "5.5.2", "The response does not follow the mechanism")
+AUTH_LINE_TOO_LONG = Reply("auth-line-too-long", 500, "5.5.6", "Authentication exchange line too long")
+AUTH_UNKNOWN_MECHANISM = Reply("auth-unknown-mechanism", 504, "5.5.4", "Mechanism not offered here")
+AUTH_NEEDS_TLS = Reply("auth-needs-tls", 538, "5.7.11", "Say STARTTLS first, this mechanism needs encryption")
+AUTH_FAILED = Reply("auth-failed", 535, "5.7.8", "Wrong user name or password")
+AUTH_BACKEND_DOWN = Reply("auth-backend-down", 454, "4.7.0", "Logins cannot be checked now, please try again")
+
+# Routing and recipients (RFC 3463 X.1.X, X.2.X)
+RELAY_DENIED = Reply("relay-denied", 550, "5.7.1", "Not a recipient here, and relaying needs a login: {address}")
+NO_SUCH_USER = Reply("no-such-user", 550, "5.1.1", "No mailbox here by the name {address}")
+TOO_MANY_RECIPIENTS = Reply("too-many-recipients", 452, "4.5.3", "Too many recipients, send the rest in another message")
+TOO_MANY_MESSAGES = Reply("too-many-messages", 421, "4.7.0", "{hostname} Too many messages on one connection")
+MAILBOX_FULL = Reply("mailbox-full", 452, "4.2.2", "The mailbox of {address} is full")
+MAILBOX_FULL_PERMANENTLY = Reply("mailbox-full-permanently", 552, "5.2.2", "The mailbox of {address} is full")
+SENDER_NOT_OWNED = Reply("sender-not-owned", 550, "5.7.1", "You may not send as {address}")
+
+# Content (RFC 1870, RFC 5321 §2.3.8, §6.3)
+TOO_BIG = Reply("too-big", 552, "5.3.4", "Message bigger than {limit} octets")
+NO_SPACE = Reply("no-space", 452, "4.3.1", "No space for the message now")
+BARE_LINE_END = Reply("bare-line-end", 550, "5.5.2", "Lines end with CR and LF together; yours hold a lone one")
+TEXT_LINE_TOO_LONG = Reply("text-line-too-long", 554, "5.6.0", "A line is longer than {limit} octets")
+MAIL_LOOP = Reply("mail-loop", 554, "5.4.6", "Mail is looping: it passed too many hosts")
+DELIVERED_BEFORE = Reply("delivered-before", 554, "5.4.6", "Mail is looping: it was delivered to {address} before")
+HEADER_TOO_BIG = Reply("header-too-big", 554, "5.6.0", "The header section is bigger than {limit}")
+BAD_HEADER = Reply("bad-header", 550, "5.6.0", "{problem}")
+
+# Policy
+DENIED_CLIENT = Reply("denied-client", 550, "5.7.1", "Mail from {ip} is not accepted here")
+DENIED_HELO = Reply("denied-helo", 550, "5.7.1", "Mail from hosts that call themselves {helo} is not accepted here")
+DENIED_SENDER = Reply("denied-sender", 550, "5.7.1", "Mail from {address} is not accepted here")
+SPOKE_EARLY = Reply("spoke-early", 550, "5.7.1", "You spoke before it was your turn")
+
+# Ours to mend, never the sender's fault
+OUR_FAULT = Reply("our-fault", 451, "4.3.0", "Something went wrong here, please try again later")
+FILTER_FAILED = Reply("filter-failed", 451, "4.3.0", "A check could not be made, please try again later")
+BACKEND_DOWN = Reply("backend-down", 451, "4.4.1", "The mailstore cannot be reached, please try again later")
+BACKEND_TIMEOUT = Reply("backend-timeout", 451, "4.4.2", "The mailstore did not answer in time, please try again later")
+STORE_FAILED = Reply("store-failed", 451, "4.3.0", "The message could not be stored, please try again later")
+
+
+def all_replies() -> dict[str, Reply]:
+    """Every constant of this file by its name, in order; the reply table of the documentation."""
+    return {name: value for name, value in globals().items() if isinstance(value, Reply)}
