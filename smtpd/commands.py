@@ -1,0 +1,259 @@
+"""Command lines to values: b"MAIL FROM:<a@b> SIZE=1" becomes a MailCommand. Pure, and refuses by `Refused`.
+
+Lines and arguments are octets without the CRLF. RFC 5321 §4.1.1 and §4.1.2, and the parameters of
+RFC 1870 (SIZE), 6152 (BODY), 6531 (SMTPUTF8), 4954 (AUTH) and PRDR.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from smtpd import replies
+from smtpd.addresses import Address, AddressError, parse_path
+from smtpd.replies import Refused
+
+MAX_LINE = 512
+"""Octets of a command line, CRLF included (RFC 5321 §4.5.3.1.4)."""
+# What each extension adds to MAIL: SIZE 26 (RFC 1870 §3), BODY 17 (RFC 6152 §2), SMTPUTF8 10 (RFC 6531 §3.1),
+# AUTH 500 (RFC 4954 §3), " PRDR" 5. One sum for all: a limit that depends on the greeting helps nobody.
+MAX_MAIL_LINE = MAX_LINE + 26 + 17 + 10 + 500 + 5
+"""Octets of a MAIL line with every parameter that can be in force, CRLF included."""
+MAX_AUTH_LINE = 12288
+"""Octets of an AUTH line and of each line of its exchange, CRLF included (RFC 4954 §4)."""
+
+_LIMITS = {b"MAIL": MAX_MAIL_LINE, b"AUTH": MAX_AUTH_LINE}
+_PRINTABLE = bytes(range(0x20, 0x7F))
+_EIGHT_BIT = bytes(range(0x80, 0x100))
+_MAY_BE_UTF8 = frozenset((b"MAIL", b"RCPT", b"VRFY"))  # RFC 6531 §3.3, §3.7.4
+
+_WORD = re.compile(rb"[\x21-\x7e]{1,255}")
+_KEYWORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
+_SIZE = re.compile(r"[0-9]{1,20}")
+_XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})+")
+_HEXCHAR = re.compile(rb"\+([0-9A-F]{2})")
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_BDAT = re.compile(rb"([0-9]{1,20})(?: +(LAST))? *", re.IGNORECASE)
+_AUTH = re.compile(rb"([A-Z0-9_-]{1,20})(?: +([\x21-\x7e]+))? *", re.IGNORECASE)  # RFC 4422 §3.1
+
+_MAIL_SYNTAX = replies.BAD_ARGUMENT(syntax="MAIL FROM:<address>")
+_RCPT_SYNTAX = replies.BAD_ARGUMENT(syntax="RCPT TO:<address>")
+_BDAT_SYNTAX = replies.BAD_ARGUMENT(syntax="BDAT size [LAST]")
+_AUTH_SYNTAX = replies.BAD_ARGUMENT(syntax="AUTH mechanism [initial-response]")
+_NO_DOMAIN = replies.BAD_SENDER_SYNTAX(problem="the domain is missing")
+_NO_MAILBOX = replies.BAD_RECIPIENT_SYNTAX(problem="the empty path is for senders only")
+
+
+@dataclass(frozen=True, slots=True)
+class MailCommand:
+    """MAIL: `size` in octets as declared, `auth` decoded with "" for <> (RFC 4954 §5)."""
+
+    sender: Address
+    size: int | None = None
+    body: str = "7BIT"
+    smtputf8: bool = False
+    auth: str | None = None
+    prdr: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RcptCommand:
+    """RCPT: one mailbox, or <Postmaster> without a domain."""
+
+    recipient: Address
+
+
+@dataclass(frozen=True, slots=True)
+class BdatCommand:
+    """BDAT: `size` octets follow, and with `last` the message is complete (RFC 3030 §2)."""
+
+    size: int
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AuthCommand:
+    """AUTH: mechanism in upper case; the initial response still in base64, b"=" stands for an empty one."""
+
+    mechanism: str
+    initial: bytes | None = field(default=None, repr=False)  # it may hold a password
+
+
+def limit_for(line: bytes) -> int:
+    """Octets, CRLF included, that a line with this beginning may have; four octets are enough to tell."""
+    return _LIMITS.get(line[:4].upper(), MAX_LINE)
+
+
+def split(line: bytes) -> tuple[str, bytes]:
+    """Part a line into its verb in upper case and its argument without surrounding spaces.
+
+    Trailing spaces and tabs go (RFC 5321 §4.1.1 tolerates white space before the CRLF). Octets beyond
+    printable ASCII are refused, save UTF-8 in the argument of MAIL, RCPT and VRFY.
+    """
+    line = line.rstrip(b" \t")
+    verb, _, argument = line.partition(b" ")
+    verb = verb.upper()
+    if line.translate(None, _PRINTABLE):
+        _check_utf8(verb, argument)
+    return verb.decode("ascii"), argument.lstrip(b" ")
+
+
+def parse_helo(argument: bytes, verb: str = "EHLO") -> str:
+    """Read the name a client gives itself: any one word of at most 255 octets.
+
+    RFC 5321 §4.1.1.1 asks for a host name or literal; what is worth refusing beyond that is for policy
+    (§4.1.4 forbids to refuse mail because the name does not verify).
+    """
+    if _WORD.fullmatch(argument) is None:
+        raise Refused(replies.HELO_ARGUMENT(verb=verb))
+    return argument.decode("ascii")
+
+
+def parse_mail(argument: bytes, extensions: frozenset[str], *, strict: bool = False) -> MailCommand:
+    """Read b"FROM:<a@b> SIZE=1"; `extensions` are the EHLO keywords in force, none after HELO.
+
+    Space after the colon is tolerated unless `strict` (RFC 5321 §3.3 forbids it, printers send it).
+    """
+    text = _path_behind(argument, "FROM:", strict, _MAIL_SYNTAX)
+    try:
+        sender, rest = parse_path(text, strict=strict)
+    except AddressError as error:
+        raise Refused(replies.BAD_SENDER_SYNTAX(problem=error.problem)) from None
+    if not sender.domain and not sender.is_null:
+        raise Refused(_NO_DOMAIN)  # RFC 5321 §4.1.1.3: only RCPT knows <Postmaster>
+    command = _with_parameters(sender, rest, extensions) if rest else MailCommand(sender)
+    if not command.smtputf8 and not sender.is_ascii:
+        raise Refused(replies.NON_ASCII_ADDRESS)
+    return command
+
+
+def parse_rcpt(argument: bytes, *, smtputf8: bool, strict: bool = False) -> RcptCommand:
+    """Read b"TO:<a@b>"; `smtputf8` says whether MAIL had that parameter. No parameter is known here."""
+    text = _path_behind(argument, "TO:", strict, _RCPT_SYNTAX)
+    try:
+        recipient, rest = parse_path(text, strict=strict)
+    except AddressError as error:
+        raise Refused(replies.BAD_RECIPIENT_SYNTAX(problem=error.problem)) from None
+    if recipient.is_null:
+        raise Refused(_NO_MAILBOX)
+    if rest:
+        for name, _ in _parameters(rest, _RCPT_SYNTAX):
+            raise Refused(replies.UNKNOWN_PARAMETER(parameter=name))
+    if not smtputf8 and not recipient.is_ascii:
+        raise Refused(replies.NON_ASCII_ADDRESS)  # RFC 6531 §3.2
+    return RcptCommand(recipient)
+
+
+def parse_bdat(argument: bytes) -> BdatCommand:
+    """Read b"1000 LAST" (RFC 3030 §2)."""
+    match = _BDAT.fullmatch(argument)
+    if match is None:
+        raise Refused(_BDAT_SYNTAX)
+    return BdatCommand(int(match[1]), match[2] is not None)
+
+
+def parse_auth(argument: bytes) -> AuthCommand:
+    """Read b"PLAIN AGEAYg==" (RFC 4954 §4); whether it is base64 is seen when it is used."""
+    match = _AUTH.fullmatch(argument)
+    if match is None:
+        raise Refused(_AUTH_SYNTAX)
+    return AuthCommand(match[1].decode("ascii").upper(), match[2])
+
+
+def no_argument(verb: str, argument: bytes) -> None:
+    """Refuse an argument where none may be: RSET, DATA, QUIT (RFC 5321 §4.1.1), STARTTLS (RFC 3207 §4)."""
+    if argument:
+        raise Refused(replies.NO_ARGUMENT(verb=verb))
+
+
+def _check_utf8(verb: bytes, argument: bytes) -> None:
+    if verb not in _MAY_BE_UTF8 or argument.translate(None, _PRINTABLE + _EIGHT_BIT):
+        raise Refused(replies.NOT_PRINTABLE)
+    _decode(argument)
+
+
+def _decode(argument: bytes) -> str:
+    try:
+        return argument.decode("utf-8")
+    except UnicodeDecodeError:
+        raise Refused(replies.NOT_PRINTABLE) from None
+
+
+def _path_behind(argument: bytes, prefix: str, strict: bool, syntax: replies.Reply) -> str:
+    text = _decode(argument)
+    if text[: len(prefix)].upper() != prefix:
+        raise Refused(syntax)
+    path = text[len(prefix) :]
+    if path.startswith("<"):
+        return path
+    path = path.lstrip(" ")
+    if strict or not path.startswith("<"):
+        raise Refused(syntax)
+    return path
+
+
+def _parameters(rest: str, syntax: replies.Reply) -> list[tuple[str, str | None]]:
+    """Part " SIZE=1 PRDR" into upper-case names and values as received; None where no "=" stands."""
+    if not rest.startswith(" "):
+        raise Refused(syntax)
+    found: list[tuple[str, str | None]] = []
+    for word in rest.split(" "):
+        if word:
+            name, equals, value = word.partition("=")
+            if _KEYWORD.fullmatch(name) is None:
+                raise Refused(syntax)
+            found.append((name.upper(), value if equals else None))
+    return found
+
+
+def _with_parameters(sender: Address, rest: str, extensions: frozenset[str]) -> MailCommand:
+    size: int | None = None
+    body = "7BIT"
+    auth: str | None = None
+    seen: set[str] = set()
+    for name, value in _parameters(rest, _MAIL_SYNTAX):
+        if _EXTENSION_OF.get(name) not in extensions:
+            raise Refused(replies.UNKNOWN_PARAMETER(parameter=name))
+        if name in seen:
+            raise Refused(replies.BAD_PARAMETER(parameter=name))
+        seen.add(name)
+        if name == "SIZE":
+            size = _size(value)
+        elif name == "BODY":
+            body = _body(value)
+        elif name == "AUTH":
+            auth = _auth(value)
+        elif value is not None:  # RFC 6531 §3.4: SMTPUTF8 takes no value, nor does PRDR
+            raise Refused(replies.BAD_PARAMETER(parameter=name))
+    return MailCommand(sender, size, body, "SMTPUTF8" in seen, auth, "PRDR" in seen)
+
+
+_EXTENSION_OF = {"SIZE": "SIZE", "BODY": "8BITMIME", "SMTPUTF8": "SMTPUTF8", "AUTH": "AUTH", "PRDR": "PRDR"}
+
+
+def _size(value: str | None) -> int:
+    if value is None or _SIZE.fullmatch(value) is None:  # RFC 1870 §3
+        raise Refused(replies.BAD_PARAMETER(parameter="SIZE"))
+    return int(value)
+
+
+def _body(value: str | None) -> str:
+    body = (value or "").upper()
+    if body not in ("7BIT", "8BITMIME"):  # RFC 6152 §2; BINARYMIME (RFC 3030 §3) is not offered
+        raise Refused(replies.BAD_PARAMETER(parameter="BODY"))
+    return body
+
+
+def _auth(value: str | None) -> str:
+    """Decode the xtext (RFC 3461 §4) of AUTH=; what cannot be a mailbox in UTF-8 is refused."""
+    refused = Refused(replies.BAD_PARAMETER(parameter="AUTH"))
+    if value is None or _XTEXT.fullmatch(value) is None:
+        raise refused
+    octets = _HEXCHAR.sub(lambda match: bytes.fromhex(match[1].decode("ascii")), value.encode("ascii"))
+    try:
+        text = octets.decode("utf-8")
+    except UnicodeDecodeError:
+        raise refused from None
+    if _UNSAFE.search(text) is not None:
+        raise refused
+    return "" if text == "<>" else text
