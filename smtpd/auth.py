@@ -1,0 +1,291 @@
+"""AUTH (RFC 4954): SASL mechanisms, and the credential providers they ask.
+
+A mechanism talks to the client through an `Exchange` and ends with a login or with `Refused`.
+Which login a name and a password stand for is decided by providers: the users file of
+`smtpd/users.py`, or anything else behind the entry-point group `smtpd.auth_providers`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import threading
+import unicodedata
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from smtpd import replies
+from smtpd.options import Options
+from smtpd.replies import Refused
+
+if TYPE_CHECKING:
+    from smtpd.log import Log
+    from smtpd.services import Services
+
+MAX_CREDENTIAL = 1024  # octets of a name or a password; RFC 4616 §2 asks for 255
+
+class Busy(Exception):  # noqa: N818 - a state, not a mistake
+    """More logins wait to be checked than we let wait: the client may try again."""
+
+
+class Exchange(Protocol):
+    """What a mechanism sees of the conversation. It awaits nothing else: a conversation is no asyncio task."""
+
+    async def challenge(self, data: bytes) -> bytes:
+        """Send `334` with `data`, return the decoded response; raises Refused when there is none."""
+
+    async def ask[T](self, work: Coroutine[Any, Any, T]) -> T:
+        """Run something that awaits asyncio things, such as a question to a provider."""
+
+
+class Mechanism:
+    """One SASL mechanism: stateless, so one object serves all connections."""
+
+    name: ClassVar[str] = ""
+    plaintext: ClassVar[bool] = False
+    """The password crosses the wire readably: never without TLS (RFC 4954 §4)."""
+
+    async def authenticate(
+        self, exchange: Exchange, initial: bytes | None, authenticator: Authenticator
+    ) -> str:
+        """Have the dialog, return the canonical login; `initial` is the decoded initial response."""
+        raise NotImplementedError
+
+
+class Plain(Mechanism):
+    """PLAIN (RFC 4616): one response, `authorization identity NUL name NUL password`."""
+
+    name = "PLAIN"
+    plaintext = True
+
+    async def authenticate(
+        self, exchange: Exchange, initial: bytes | None, authenticator: Authenticator
+    ) -> str:
+        """See `Mechanism`; acting for somebody else is not offered."""
+        response = await exchange.challenge(b"") if initial is None else initial
+        parts = response.split(b"\0")
+        if len(parts) != 3:  # RFC 4616 §2: exactly two NULs
+            raise Refused(replies.AUTH_BAD_RESPONSE)
+        identity, user, password = (_decode_text(part) for part in parts)
+        if identity and prepare_name(identity) != prepare_name(user):
+            raise Refused(replies.AUTH_FAILED)
+        return await exchange.ask(authenticator.check_password(user, password))
+
+
+class Login(Mechanism):
+    """LOGIN (draft-murchison-sasl-login): two prompts; many clients send the name with the command."""
+
+    name = "LOGIN"
+    plaintext = True
+
+    async def authenticate(
+        self, exchange: Exchange, initial: bytes | None, authenticator: Authenticator
+    ) -> str:
+        """See `Mechanism`; an empty initial response counts as none."""
+        user = _decode_text(initial or await exchange.challenge(b"Username:"))
+        password = _decode_text(await exchange.challenge(b"Password:"))
+        return await exchange.ask(authenticator.check_password(user, password))
+
+
+_MECHANISMS: dict[str, Mechanism] = {mechanism.name: mechanism for mechanism in (Plain(), Login())}
+
+
+def find_mechanism(name: str, *, tls: bool) -> Mechanism:
+    """The mechanism of this name in any case; raises Refused when there is none or it needs TLS first."""
+    mechanism = _MECHANISMS.get(name.upper())
+    if mechanism is None:
+        raise Refused(replies.AUTH_UNKNOWN_MECHANISM)
+    if mechanism.plaintext and not tls:
+        raise Refused(replies.AUTH_NEEDS_TLS)
+    return mechanism
+
+
+def decode_initial(raw: bytes) -> bytes:
+    """Decode the initial response behind AUTH; a single "=" is an empty one (RFC 4954 §4)."""
+    return b"" if raw == b"=" else decode_response(raw)
+
+
+def decode_response(raw: bytes) -> bytes:
+    """Decode a response line: strict alphabet and padding (RFC 4648 §3), an empty line is an empty response."""
+    try:
+        return binascii.a2b_base64(raw, strict_mode=True)
+    except binascii.Error:
+        raise Refused(replies.AUTH_BAD_BASE64) from None
+
+
+def _decode_text(raw: bytes) -> str:
+    """Octets that no user can have, such as a password in Latin-1, fail like a wrong password."""
+    if len(raw) > MAX_CREDENTIAL:
+        raise Refused(replies.AUTH_FAILED)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise Refused(replies.AUTH_FAILED) from None
+
+
+def prepare_name(name: str) -> str | None:
+    """Bring a user name into the form that is compared and stored; None when no name can look like this.
+
+    The profile UsernameCaseMapped (RFC 8265 §3.3) without its tables of unassigned characters and its
+    rule for writing directions: wide and narrow forms become plain ones, letters lower case, then NFC.
+    """
+    text = unicodedata.normalize("NFC", "".join(map(_plain_width, name)).lower())
+    if not text or any(unicodedata.category(character)[0] in "CZ" for character in text):
+        return None
+    return text
+
+
+def prepare_password(password: str) -> str | None:
+    """Bring a password into the form that is hashed and compared; None when it is empty or holds controls.
+
+    The profile OpaqueString (RFC 8265 §4.2): every kind of space becomes U+0020, then NFC.
+    """
+    text = "".join(" " if unicodedata.category(character) == "Zs" else character for character in password)
+    text = unicodedata.normalize("NFC", text)
+    if not text or any(unicodedata.category(character) in _NOT_IN_PASSWORDS for character in text):
+        return None
+    return text
+
+
+_NOT_IN_PASSWORDS = frozenset({"Cc", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+def _plain_width(character: str) -> str:
+    kind, _, points = unicodedata.decomposition(character).partition(" ")
+    return chr(int(points, 16)) if kind in ("<wide>", "<narrow>") else character
+
+
+class ProviderOptions(Options):
+    """What every provider can be told; its own options come on top."""
+
+    type: str
+    """Entry-point name of the provider."""
+
+
+class CredentialProvider:
+    """Somebody who knows logins. Override `check_password`; the rest are no-ops.
+
+    Mechanisms that never see a password will ask a provider in other ways; those become further
+    methods with a default that says "not here", so a provider written today keeps working.
+    """
+
+    Options: ClassVar[type[ProviderOptions]] = ProviderOptions
+
+    def __init__(self, name: str, options: ProviderOptions, services: Services) -> None:
+        self.name = name
+        self.options = options
+        self.services = services
+
+    async def start(self) -> None:
+        """Get ready before the first connection; an exception keeps the server from starting."""
+
+    async def stop(self) -> None:
+        """Give everything back."""
+
+    async def health(self) -> str | None:
+        """None when logins can be checked, else one sentence saying why not."""
+        return None
+
+    async def check_password(self, user: str, password: str) -> str | None:
+        """The canonical login when name and password are right, else None, which must take as long.
+
+        Both come prepared (`prepare_name`, `prepare_password`). An exception means that the question
+        could not be decided: the client hears 454, never 535.
+        """
+        raise NotImplementedError
+
+
+class Authenticator:
+    """All providers of `[smtpd.auth]`, asked in their order; starts and stops them."""
+
+    def __init__(self, providers: Sequence[CredentialProvider], *, log: Log) -> None:
+        self._providers = tuple(providers)
+        self._log = log
+        self._broken: set[str] = set()
+
+    def mechanisms(self, tls: bool) -> tuple[str, ...]:
+        """Names to advertise: none without providers, no plaintext mechanism without TLS (RFC 4954 §4)."""
+        if not self._providers:
+            return ()
+        return tuple(mechanism.name for mechanism in _MECHANISMS.values() if tls or not mechanism.plaintext)
+
+    async def start(self) -> None:
+        """Start the providers; when one cannot start, those that did are stopped again."""
+        started: list[CredentialProvider] = []
+        try:
+            for provider in self._providers:
+                await provider.start()
+                started.append(provider)
+        except BaseException:
+            for provider in reversed(started):
+                await provider.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Stop the providers."""
+        for provider in self._providers:
+            await provider.stop()
+
+    async def health(self) -> str | None:
+        """None when every provider can work, else the first complaint with the provider's name."""
+        for provider in self._providers:
+            complaint = await provider.health()
+            if complaint is not None:
+                return f"{provider.name}: {complaint}"
+        return None
+
+    async def check_password(self, user: str, password: str) -> str:
+        """The canonical login; raises Refused with AUTH_FAILED, or AUTH_BACKEND_DOWN when it is undecided."""
+        name, secret = prepare_name(user), prepare_password(password)
+        if name is None or secret is None:
+            raise Refused(replies.AUTH_FAILED)
+        undecided = False
+        for provider in self._providers:
+            try:
+                login = await provider.check_password(name, secret)
+            except Busy:
+                undecided = True
+            except Exception as error:  # a provider that breaks must not look like a wrong password
+                undecided = True
+                self._report_broken(provider.name, error)
+            else:
+                self._broken.discard(provider.name)
+                if login is not None:
+                    return login
+        raise Refused(replies.AUTH_BACKEND_DOWN if undecided else replies.AUTH_FAILED)
+
+    def _report_broken(self, provider: str, error: Exception) -> None:
+        if provider not in self._broken:
+            self._broken.add(provider)
+            self._log.error("auth-provider-broken", provider=provider, error=f"{type(error).__name__}: {error}")
+
+
+class Workers:
+    """A few threads for checks that block or burn CPU, and a bounded queue before them.
+
+    A flood of logins must cost neither the event loop nor memory: what does not fit raises Busy.
+    """
+
+    def __init__(self, name: str, *, threads: int = 2, waiting: int = 64) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._room = threading.BoundedSemaphore(threads + waiting)
+
+    async def run[T](self, work: Callable[[], T]) -> T:
+        """Call `work` in a thread and return its result; work that still waits goes when the caller does."""
+        if not self._room.acquire(blocking=False):
+            raise Busy
+        try:
+            future = self._pool.submit(work)
+        except BaseException:
+            self._room.release()
+            raise
+        future.add_done_callback(self._release)
+        return await asyncio.wrap_future(future)
+
+    def _release(self, _future: Future[Any]) -> None:
+        self._room.release()
+
+    def close(self) -> None:
+        """Let what runs finish in its thread, drop what waits."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
