@@ -1,21 +1,29 @@
-"""Delivery agents: what they are, which one a recipient goes to, and how their answers become one reply.
+"""Delivery agents: what they are, how one transaction is handed to them, how their answers become one reply.
 
 Nothing is queued: the client hears 250 after an agent has made the message safe, never before.
+Which agent a recipient goes to is decided in `routing.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, ClassVar
 
+from smtpd import replies
 from smtpd.model import Message, Recipient, Transaction
 from smtpd.options import AgentOptions
 from smtpd.replies import Reply
 
 if TYPE_CHECKING:
+    from smtpd.log import Log
     from smtpd.services import Services
 
 Outcome = Reply | Mapping[Recipient, Reply]
+
+MAX_REMEMBERED = 10_000  # answers of `verify` per agent
 
 
 class DeliveryAgent:
@@ -27,11 +35,24 @@ class DeliveryAgent:
     Options: ClassVar[type[AgentOptions]] = AgentOptions
     carries_utf8: bool = True
     """Whether addresses and header fields beyond ASCII may be handed over (RFC 6531)."""
+    asks: bool = False
+    """Whether it has something to say at RCPT: true when `verify` or `open` is overridden; an agent whose
+    options make `verify` pointless may set it to False in its `__init__`."""
+    remembered: RememberedAnswers | None = None
+    """What `verify` said before, when the options allow to remember it."""
+
+    def __init_subclass__(cls, **keywords: object) -> None:
+        super().__init_subclass__(**keywords)
+        cls.asks = cls.verify is not DeliveryAgent.verify or cls.open is not DeliveryAgent.open
 
     def __init__(self, name: str, options: AgentOptions, services: Services) -> None:
         self.name = name
         self.options = options
         self.services = services
+        if options.remember_known or options.remember_unknown:
+            self.remembered = RememberedAnswers(
+                known=options.remember_known, unknown=options.remember_unknown, clock=time.monotonic
+            )
 
     async def start(self) -> None:
         """Get ready before the first connection; an exception keeps the server from starting."""
@@ -64,7 +85,10 @@ class Delivery:
         self.mail = mail
 
     async def recipient(self, recipient: Recipient) -> Reply | None:
-        """Ask for one recipient at RCPT: None when it is taken, else the refusal."""
+        """Ask for one recipient at RCPT: None when it is taken, else the refusal.
+
+        A filter may still refuse it afterwards: only `mail.recipients` counts when it comes to `deliver`.
+        """
         return await self.agent.verify(recipient, self.mail)
 
     async def deliver(self, message: Message) -> Outcome:
@@ -73,3 +97,218 @@ class Delivery:
 
     async def abandon(self) -> None:
         """The transaction ended without delivery."""
+
+
+class Deliveries:
+    """All agents' shares of one transaction, made at its first recipient."""
+
+    __slots__ = ("_agents", "_log", "_mail", "_opened")
+
+    def __init__(self, agents: Mapping[str, DeliveryAgent], mail: Transaction, log: Log) -> None:
+        self._agents = agents
+        self._mail = mail
+        self._log = log
+        self._opened: dict[str, tuple[Delivery, Transaction]] | None = None
+
+    def asks(self, recipient: Recipient) -> bool:
+        """Whether `add` has to be awaited; if not, `add_known` does."""
+        agent = self._agents.get(recipient.agent)
+        return agent is None or agent.asks
+
+    def add_known(self, recipient: Recipient) -> None:
+        """Take a recipient whose agent has nothing to say at RCPT; its delivery is opened with the message."""
+
+    async def add(self, recipient: Recipient) -> Reply | None:
+        """Ask the recipient's agent: None when it takes mail for it, else the refusal (451 when the agent broke)."""
+        try:
+            return await self._ask(self._agents[recipient.agent], recipient)
+        except asyncio.CancelledError as exception:
+            return self._cancelled(recipient.agent, exception)
+        except Exception as exception:
+            return self._failed(recipient.agent, exception)
+
+    async def deliver(self, message: Message) -> dict[Recipient, Reply]:
+        """Hand the message to every agent at once; every recipient of the transaction has an answer."""
+        recipients = self._mail.recipients
+        opened, self._opened = self._opened, None
+        name = recipients[0].agent if recipients else ""
+        if opened is None and all(recipient.agent == name for recipient in recipients):
+            # The transaction holds this agent's recipients and no others: no view needed.
+            return await self._hand_over(name, None, self._mail, message) if recipients else {}
+        shares = self._share(opened or {})
+        for unused in (opened or {}).keys() - shares.keys():
+            await self._abandon(unused, (opened or {})[unused][0])
+        handed = [self._hand_over(name, *share, message) for name, share in shares.items()]
+        answers = [await handed[0]] if len(handed) == 1 else await asyncio.gather(*handed)
+        return {recipient: reply for answer in answers for recipient, reply in answer.items()}
+
+    async def abandon(self) -> None:
+        """The transaction ended without delivery; after `deliver` this does nothing."""
+        opened, self._opened = self._opened, None
+        for name, (delivery, _) in (opened or {}).items():
+            await self._abandon(name, delivery)
+
+    async def _ask(self, agent: DeliveryAgent, recipient: Recipient) -> Reply | None:
+        remembered = agent.remembered
+        address = recipient.destination.text
+        if remembered is not None:
+            found, reply = remembered.get(address)
+            # A server behind `open` has to hear of every recipient, so only its refusals are final here.
+            if found and (reply is not None or type(agent).open is DeliveryAgent.open):
+                return reply
+        if self._opened is None:
+            self._opened = {}
+        if agent.name not in self._opened:
+            view = replace(self._mail, recipients=[])
+            self._opened[agent.name] = agent.open(view), view
+        delivery, view = self._opened[agent.name]
+        reply = await delivery.recipient(recipient)
+        if reply is not None and reply.code < 400:
+            reply = None if 200 <= reply.code < 300 else self._nonsense(agent.name, reply)
+        if reply is None:
+            view.recipients.append(recipient)
+        if remembered is not None:
+            remembered.put(address, reply)
+        return reply
+
+    def _share(self, opened: dict[str, tuple[Delivery, Transaction]]) -> dict[str, tuple[Delivery | None, Transaction]]:
+        """Give each agent a transaction that holds its own recipients only, and what was learned since RCPT."""
+        shares: dict[str, tuple[Delivery | None, Transaction]] = {}
+        for recipient in self._mail.recipients:
+            name = recipient.agent
+            if name not in shares:
+                delivery, view = opened.get(name) or (None, replace(self._mail))
+                _renew(view, self._mail)
+                shares[name] = delivery, view
+            shares[name][1].recipients.append(recipient)
+        return shares
+
+    async def _hand_over(
+        self, name: str, delivery: Delivery | None, mail: Transaction, message: Message
+    ) -> dict[Recipient, Reply]:
+        outcome: object
+        try:
+            if delivery is None:
+                delivery = self._agents[name].open(mail)
+            outcome = await delivery.deliver(message)
+        except asyncio.CancelledError as exception:
+            outcome = self._cancelled(name, exception)
+        except Exception as exception:
+            outcome = self._failed(name, exception)
+        if isinstance(outcome, Mapping):
+            answers = {recipient: outcome.get(recipient) for recipient in mail.recipients}
+        else:
+            answers = dict.fromkeys(mail.recipients, outcome)
+        return {
+            recipient: reply if isinstance(reply, Reply) and _is_final(reply) else self._nonsense(name, reply)
+            for recipient, reply in answers.items()
+        }
+
+    async def _abandon(self, name: str, delivery: Delivery) -> None:
+        try:
+            await delivery.abandon()
+        except Exception as exception:
+            self._failed(name, exception)
+
+    def _failed(self, agent: str, exception: BaseException) -> Reply:
+        self._log.error("delivery failed", agent=agent, trace=self._mail.id, exception=exception)
+        return replies.OUR_FAULT
+
+    def _cancelled(self, agent: str, exception: asyncio.CancelledError) -> Reply:
+        """Tell our own cancellation from one that happened inside the agent, which is a failure like any other."""
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise exception
+        return self._failed(agent, exception)
+
+    def _nonsense(self, agent: str, answer: object) -> Reply:
+        self._log.error("delivery answer unusable", agent=agent, trace=self._mail.id, answer=repr(answer))
+        return replies.OUR_FAULT
+
+
+class RememberedAnswers:
+    """What an agent's `verify` said, for a while: known recipients, and unknown ones (5.1.1), nothing else.
+
+    Temporary refusals and full mailboxes are never remembered. `known` and `unknown` are seconds, 0 for never;
+    `clock` gives monotonic seconds.
+    """
+
+    __slots__ = ("_answers", "_clock", "_known", "_unknown")
+
+    def __init__(self, *, known: float, unknown: float, clock: Callable[[], float]) -> None:
+        self._known = known
+        self._unknown = unknown
+        self._clock = clock
+        self._answers: dict[str, tuple[float, Reply | None]] = {}
+
+    def get(self, address: str) -> tuple[bool, Reply | None]:
+        """Whether something is remembered, and if so what: None for a known recipient, else the refusal."""
+        entry = self._answers.get(address)
+        if entry is None:
+            return False, None
+        if entry[0] <= self._clock():
+            del self._answers[address]
+            return False, None
+        return True, entry[1]
+
+    def put(self, address: str, reply: Reply | None) -> None:
+        """Remember an answer if it is one of the kinds that may be; the oldest goes when there are too many."""
+        if reply is None:
+            seconds = self._known
+        elif reply.code == 550 and reply.status == "5.1.1":
+            seconds = self._unknown
+        else:
+            seconds = 0.0
+        self._answers.pop(address, None)
+        if not seconds:
+            return
+        if len(self._answers) >= MAX_REMEMBERED:
+            del self._answers[next(iter(self._answers))]
+        self._answers[address] = self._clock() + seconds, reply
+
+
+# What one client hears when its recipients fared differently. The first line that fits counts:
+#
+#   outcomes                         reply
+#   ------------------------------   ------------------------------------------------------------------
+#   all of one class                 that reply (of several, the first)
+#   some 2xx, some 4xx               451: the retry delivers to the rest
+#   some 2xx, some 5.1.x or 5.2.x    451: on the retry those hear their 5xx at RCPT
+#   some 2xx, other 5xx              550 naming the refused
+#   4xx and 5xx, no 2xx              451
+#
+# A backend lost after the final dot answers 451 for its recipients and falls under the lines above.
+# With PRDR every recipient has heard its own reply already, so as soon as one has the message the last
+# reply is 250: there is nothing left to try again for the transaction as a whole.
+def combine(outcomes: Mapping[Recipient, Reply], *, prdr: bool) -> Reply:
+    """Make one reply of the recipients' replies."""
+    answers = list(outcomes.values())
+    if len(answers) == 1:
+        return answers[0]
+    taken = [reply for reply in answers if reply.is_positive]
+    deferred = [reply for reply in answers if reply.is_temporary]
+    refused = [reply for reply in answers if reply.is_permanent]
+    if taken and (prdr or len(taken) == len(answers)):
+        return taken[0]
+    if len(deferred) == len(answers) or len(refused) == len(answers):
+        return answers[0] if answers else replies.OUR_FAULT
+    if deferred:
+        return replies.SOME_DEFERRED(reason=deferred[0].message)
+    if any(reply.status.startswith(("5.1.", "5.2.")) for reply in refused):
+        return replies.SOME_DEFERRED(reason=replies.OUR_FAULT.message)
+    names = ", ".join(recipient.address.text for recipient, reply in outcomes.items() if reply.is_permanent)
+    return replies.SOME_REFUSED(recipients=names, reason=refused[0].message)
+
+
+def _is_final(reply: Reply) -> bool:
+    return 200 <= reply.code < 300 or 400 <= reply.code < 600
+
+
+def _renew(view: Transaction, mail: Transaction) -> None:
+    """Copy what filters have found since the view was made; its recipients start anew."""
+    for name in _FIELDS:
+        setattr(view, name, getattr(mail, name))
+    view.recipients = []
+
+
+_FIELDS = tuple(field.name for field in fields(Transaction))

@@ -8,7 +8,7 @@ import re
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
@@ -41,7 +41,7 @@ def parse_network(value: object) -> IPv4Network | IPv6Network:
     if isinstance(value, IPv4Network | IPv6Network):
         return value
     if not isinstance(value, str):
-        raise ValueError('must be a network such as "192.0.2.0/24" or "2001:db8::/32"')  # noqa: TRY004
+        raise ValueError('must be a network such as "192.0.2.0/24" or "2001:db8::/32"')
     return ip_network(value.strip())
 
 
@@ -102,6 +102,10 @@ class AgentOptions(Options):
 
     type: str
     """Entry-point name of the agent."""
+    remember_known: Annotated[Seconds, Field(le=60.0)] = 0.0
+    """How long a recipient the agent has taken is not asked for again, seconds, at most 60; 0: ask every time."""
+    remember_unknown: Annotated[Seconds, Field(le=300.0)] = 0.0
+    """How long a recipient refused with 5.1.1 is refused unasked, seconds, at most 300; 0: ask every time."""
 
 
 Json = dict[str, Any]

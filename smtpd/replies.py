@@ -117,7 +117,9 @@ SHUTTING_DOWN = Reply("shutting-down", 421, "4.3.2", "{hostname} is shutting dow
 TIMEOUT = Reply("timeout", 421, "4.4.2", "{hostname} waited too long for you")
 TOO_SLOW = Reply("too-slow", 421, "4.4.2", "{hostname} Data arrived too slowly")
 TOO_MANY_CONNECTIONS = Reply("too-many-connections", 421, "4.3.2", "{hostname} has too many connections now")
-TOO_MANY_FROM_ADDRESS = Reply("too-many-connections-from-address", 421, "4.7.0", "{hostname} Too many connections from {ip}")
+TOO_MANY_FROM_ADDRESS = Reply(
+    "too-many-connections-from-address", 421, "4.7.0", "{hostname} Too many connections from {ip}"
+)
 TOO_MANY_ERRORS = Reply("too-many-errors", 421, "4.7.0", "{hostname} Too many errors on this connection")
 TOO_MANY_AUTH_FAILURES = Reply("too-many-auth-failures", 421, "4.7.0", "{hostname} Too many failed logins")
 
@@ -142,7 +144,7 @@ BAD_PARAMETER = Reply("bad-parameter", 501, "5.5.4", "Bad value of {parameter}")
 UNKNOWN_PARAMETER = Reply("unknown-parameter", 555, "5.5.4", "Parameter {parameter} is not supported")
 BAD_SENDER_SYNTAX = Reply("bad-sender-syntax", 501, "5.1.7", "Bad sender address: {problem}")
 BAD_RECIPIENT_SYNTAX = Reply("bad-recipient-syntax", 501, "5.1.3", "Bad recipient address: {problem}")
-NON_ASCII_ADDRESS = Reply("non-ascii-address", 553, "5.6.7", "Addresses beyond ASCII need the SMTPUTF8 parameter of MAIL")
+NON_ASCII_ADDRESS = Reply("non-ascii-address", 553, "5.6.7", "An address beyond ASCII needs the SMTPUTF8 parameter")
 CANNOT_CARRY_UTF8 = Reply("cannot-carry-utf8", 553, "5.6.7", "{address} cannot receive mail that needs SMTPUTF8")
 HELO_FIRST = Reply("helo-first", 503, "5.5.1", "Say EHLO or HELO first")
 MAIL_FIRST = Reply("mail-first", 503, "5.5.1", "Say MAIL first")
@@ -176,7 +178,7 @@ AUTH_BACKEND_DOWN = Reply("auth-backend-down", 454, "4.7.0", "Logins cannot be c
 # Routing and recipients (RFC 3463 X.1.X, X.2.X)
 RELAY_DENIED = Reply("relay-denied", 550, "5.7.1", "Not a recipient here, and relaying needs a login: {address}")
 NO_SUCH_USER = Reply("no-such-user", 550, "5.1.1", "No mailbox here by the name {address}")
-TOO_MANY_RECIPIENTS = Reply("too-many-recipients", 452, "4.5.3", "Too many recipients, send the rest in another message")
+TOO_MANY_RECIPIENTS = Reply("too-many-recipients", 452, "4.5.3", "Too many recipients, send the rest separately")
 TOO_MANY_MESSAGES = Reply("too-many-messages", 421, "4.7.0", "{hostname} Too many messages on one connection")
 MAILBOX_FULL = Reply("mailbox-full", 452, "4.2.2", "The mailbox of {address} is full")
 MAILBOX_FULL_PERMANENTLY = Reply("mailbox-full-permanently", 552, "5.2.2", "The mailbox of {address} is full")
@@ -203,6 +205,8 @@ OUR_FAULT = Reply("our-fault", 451, "4.3.0", "Something went wrong here, please 
 FILTER_FAILED = Reply("filter-failed", 451, "4.3.0", "A check could not be made, please try again later")
 BACKEND_DOWN = Reply("backend-down", 451, "4.4.1", "The mailstore cannot be reached, please try again later")
 BACKEND_TIMEOUT = Reply("backend-timeout", 451, "4.4.2", "The mailstore did not answer in time, please try again later")
+SOME_DEFERRED = Reply("some-deferred", 451, "4.3.0", "Not delivered to everybody, please try again later: {reason}")
+SOME_REFUSED = Reply("some-refused", 550, "5.0.0", "Delivered, but not to {recipients}: {reason}")
 STORE_FAILED = Reply("store-failed", 451, "4.3.0", "The message could not be stored, please try again later")
 
 

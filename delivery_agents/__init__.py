@@ -1,0 +1,1 @@
+"""The delivery agents that come with the server, one file each."""

@@ -1,0 +1,216 @@
+import pytest
+
+from smtpd.addresses import Address, parse_address, parse_path
+from smtpd.model import Recipient
+from smtpd.replies import Reply
+from smtpd.routing import Router
+
+DOMAINS = {"example.com": "store", "*.example.com": "wild", "*.deep.example.com": "deep", "Bücher.example": "books"}
+
+
+def router(
+    recipients: dict[str, str] | None = None,
+    *,
+    domains: dict[str, str] = DOMAINS,
+    relay: str | None = None,
+    postmaster: str = "",
+    separator: str = "+",
+    case_sensitive: bool = False,
+) -> Router:
+    return Router(
+        domains, recipients or {}, relay, postmaster=postmaster, separator=separator, case_sensitive=case_sensitive
+    )
+
+
+def ask(target: Router, text: str, *, authenticated: bool = False) -> str:
+    """The agent, "agent -> mailbox", or code and status."""
+    address, _ = parse_path(f"<{text}>")
+    answer = target.route(address, authenticated=authenticated)
+    if isinstance(answer, Reply):
+        return f"{answer.code} {answer.status}"
+    assert answer.address is address
+    return f"{answer.agent} -> {answer.mailbox}" if answer.mailbox else answer.agent
+
+
+@pytest.mark.parametrize(
+    ("text", "agent"),
+    [
+        ("a@example.com", "store"),
+        ("a@EXAMPLE.com", "store"),
+        ("a@x.example.com", "wild"),
+        ("a@y.x.example.com", "wild"),
+        ("a@x.deep.example.com", "deep"),
+        ("a@deep.example.com", "wild"),
+        ("a@bücher.example", "books"),
+        ("a@xn--bcher-kva.example", "books"),
+        ("a@badexample.com", "550 5.7.1"),
+        ("a@example.com.evil", "550 5.7.1"),
+    ],
+)
+def test_domain_is_found_exactly_then_by_its_longest_wildcard(text: str, agent: str) -> None:
+    assert ask(router(), text) == agent
+
+
+def test_star_takes_any_domain_but_no_address_literal() -> None:
+    target = router(domains={"*": "all"})
+    assert ask(target, "a@anything.test") == "all"
+    assert ask(target, "a@[192.0.2.1]") == "550 5.7.1"
+    assert ask(target, "a@[IPv6:2001:db8::1]") == "550 5.7.1"
+
+
+@pytest.mark.parametrize("relay", [None, "smarthost"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "user%d.test@example.com",
+        '"user@d.test"@example.com',
+        '"user%d.test"@example.com',
+        "d.test!user@example.com",
+        "@example.com:user@d.test",
+        "user@[192.0.2.1]",
+        "user@[IPv6:2001:db8::1]",
+        "user@d.test",
+        "user@localhost",
+        "user%example.com@d.test",
+        "example.com!user@d.test",
+        '"user@example.com"@d.test',
+    ],
+)
+@pytest.mark.parametrize("mapped", [{}, {"somebody@example.com": "store"}])
+def test_no_spelling_of_a_recipient_earns_relaying(text: str, relay: str | None, mapped: dict[str, str]) -> None:
+    assert ask(router(mapped, relay=relay), text) == "550 5.7.1"
+
+
+def test_login_and_relay_together_earn_relaying() -> None:
+    assert ask(router(relay="smarthost"), "a@elsewhere.test", authenticated=True) == "smarthost"
+    assert ask(router(), "a@elsewhere.test", authenticated=True) == "550 5.7.1"
+    assert ask(router(relay="smarthost"), "a@example.com", authenticated=True) == "store"
+
+
+def test_refusal_names_the_address() -> None:
+    answer = router().route(parse_address("a@elsewhere.test"), authenticated=False)
+    assert isinstance(answer, Reply)
+    assert "a@elsewhere.test" in str(answer)
+
+
+RECIPIENTS = {
+    "bob@example.com": "one",
+    "bob+list@example.com": "two",
+    "gone@example.com": "deny",
+    "*@example.com": "rest",
+    "old-*@example.com": "deny",
+    "old-but-first-*@example.com": "never",
+    "new-*@example.com": "patterns",
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "agent"),
+    [
+        ("bob@example.com", "one"),
+        ("BOB@example.com", "one"),
+        ('"bob"@example.com', "one"),
+        ("bob+list@example.com", "two"),
+        ("bob+other@example.com", "one"),
+        ("gone@example.com", "550 5.1.1"),
+        ("gone+x@example.com", "550 5.1.1"),
+        ("Old-stuff@example.com", "550 5.1.1"),
+        ("old-but-first-x@example.com", "550 5.1.1"),
+        ("new-x@example.com", "patterns"),
+        ("nobody@example.com", "rest"),
+        ("+x@example.com", "rest"),
+        ("bob@x.example.com", "wild"),
+    ],
+)
+def test_recipient_map_goes_from_the_exact_address_to_the_catch_all(text: str, agent: str) -> None:
+    assert ask(router(RECIPIENTS), text) == agent
+
+
+def test_catch_all_can_be_a_deny_with_exceptions() -> None:
+    target = router({"bob@example.com": "store", "@example.com": "deny", "@*.example.com": "deny"})
+    assert ask(target, "bob@example.com") == "store"
+    assert ask(target, "other@example.com") == "550 5.1.1"
+    assert ask(target, "other@x.example.com") == "550 5.1.1"
+
+
+def test_separator_can_be_another_or_none() -> None:
+    recipients = {"bob@example.com": "one"}
+    assert ask(router(recipients, separator="-"), "bob-x@example.com") == "one"
+    assert ask(router(recipients, separator=""), "bob+x@example.com") == "store"
+
+
+def test_local_parts_are_compared_without_case_and_composition_unless_told_otherwise() -> None:
+    recipients = {"Jos\u00e9@example.com": "one"}
+    assert ask(router(recipients), "JOSE\u0301@example.com") == "one"
+    exact = router(recipients, case_sensitive=True)
+    assert ask(exact, "Jose\u0301@example.com") == "one"
+    assert ask(exact, "jose\u0301@example.com") == "store"
+    assert ask(router({"A*@example.com": "deny"}, case_sensitive=True), "abc@example.com") == "store"
+
+
+def test_local_part_is_delivered_as_received() -> None:
+    answer = router(RECIPIENTS).route(parse_address("BoB+Tag@example.com"), authenticated=False)
+    assert isinstance(answer, Recipient)
+    assert answer.destination.local == "BoB+Tag"
+
+
+def test_map_can_name_another_mailbox_of_ours() -> None:
+    target = router({"info@example.com": "bob@x.example.com", "@example.com": "Carl@example.com"})
+    assert ask(target, "info@example.com") == "wild -> bob@x.example.com"
+    assert ask(target, "any@example.com") == "store -> Carl@example.com"
+
+
+def test_map_cannot_lead_outside_or_in_a_circle() -> None:
+    with pytest.raises(ValueError, match="not in one of our domains"):
+        router({"info@example.com": "bob@elsewhere.test"})
+    with pytest.raises(ValueError, match="yet another address"):
+        router({"a@example.com": "b@example.com", "b@example.com": "a@example.com"})
+
+
+def test_mapped_local_part_may_hold_what_looks_like_a_route() -> None:
+    assert ask(router({"a%b@example.com": "one"}), "a%b@example.com") == "one"
+
+
+@pytest.mark.parametrize("text", ["Postmaster", "POSTMASTER@example.com", '"postmaster"@x.example.com'])
+def test_postmaster_is_exempt_and_goes_to_the_configured_mailbox(text: str) -> None:
+    target = router({"postmaster@example.com": "deny", "@example.com": "deny"}, postmaster="root@deep.example.com")
+    address, _ = parse_path(f"<{text}>")
+    answer = target.route(address, authenticated=False)
+    assert isinstance(answer, Recipient)
+    assert answer.exempt
+    assert (answer.agent, str(answer.destination)) == ("wild", "root@deep.example.com")
+
+
+def test_postmaster_without_configuration_belongs_to_the_domain() -> None:
+    assert ask(router({"*@example.com": "deny"}), "postmaster@example.com") == "store"
+    assert ask(router(), "postmaster@x.example.com") == "wild"
+    assert ask(router(), "Postmaster") == "store"
+    assert ask(router(), "postmaster@elsewhere.test") == "550 5.7.1"
+
+
+def test_postmaster_of_one_domain_can_be_mapped() -> None:
+    target = router({"postmaster@example.com": "one"}, postmaster="root@example.com")
+    assert ask(target, "postmaster@example.com") == "one"
+    answer = target.route(parse_address("postmaster@example.com"), authenticated=False)
+    assert isinstance(answer, Recipient)
+    assert answer.exempt
+
+
+def test_ordinary_recipient_is_not_exempt() -> None:
+    answer = router(postmaster="root@example.com").route(parse_address("root@example.com"), authenticated=False)
+    assert isinstance(answer, Recipient)
+    assert not answer.exempt
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("a@example.com", "example.com"),
+        ("a@q.example.com", "*.example.com"),
+        ("a@elsewhere.test", "other"),
+        ("a@[192.0.2.1]", "other"),
+    ],
+)
+def test_metric_label_is_a_configured_domain_or_other(text: str, label: str) -> None:
+    assert router().metric_domain(parse_address(text)) == label
+    assert router().metric_domain(Address("Postmaster", "", "Postmaster")) == "other"
