@@ -1,6 +1,7 @@
 """The configuration: what `[smtpd]` may hold, and how it is read, checked and explained."""
 
 from smtpd.config.listeners import Listener, Switches, split_address
+from smtpd.config.load import Report, check, developer_config, from_tables, load
 from smtpd.config.models import (
     AuthOptions,
     Certificate,
@@ -12,18 +13,26 @@ from smtpd.config.models import (
     Timeouts,
     TlsOptions,
 )
+from smtpd.config.problems import ConfigError, Problem
 
 __all__ = [
     "AuthOptions",
     "Certificate",
     "Config",
+    "ConfigError",
     "Limits",
     "Listener",
     "LogOptions",
     "MetricsOptions",
+    "Problem",
     "Relay",
+    "Report",
     "Switches",
     "Timeouts",
     "TlsOptions",
+    "check",
+    "developer_config",
+    "from_tables",
+    "load",
     "split_address",
 ]

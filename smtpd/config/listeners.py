@@ -101,7 +101,7 @@ class Listener(Options):
     tls_required: bool | None = None
     """Whether MAIL and AUTH need TLS first; unset: true for smtps and submission."""
     auth: Wish | None = None
-    """Whether clients can or must log in, always behind TLS; unset: off (smtp), optional (alt), else required."""
+    """Whether clients can or must log in, only behind TLS; unset: off (smtp), optional (alt) or required."""
     bare_line_ends: LineEnds | None = None
     """What a lone CR or LF in the content means: refuse the message, or turn it into CRLF. It is never let
     through. Unset: "normalise" for smtps and submission, else "reject"."""
@@ -112,7 +112,7 @@ class Listener(Options):
     pipelining: bool | None = None
     """Whether PIPELINING (RFC 2920) is offered; unset: true."""
     session_tickets: bool | None = None
-    """Whether TLS sessions can be resumed by ticket; unset: false for smtp and alt, some senders fail on them."""
+    """Whether TLS sessions resume by ticket; unset: false for smtp and alt, as some senders fail on them."""
     client_certificates: Wish | None = None
     """Whether clients are asked for a certificate that `[smtpd.tls] client_ca_file` signed; unset: off."""
     max_message_size: Bytes | None = None

@@ -79,7 +79,7 @@ class TlsOptions(Options):
     ciphers: str | None = None
     """Ciphers for TLS 1.2 in OpenSSL's notation; unset: those of Python's `ssl` module."""
     certificates: Annotated[tuple[Certificate, ...], BeforeValidator(_sequence)] = ()
-    """Further certificates, tables with `cert_file` and `key_file`, chosen by the name the client asks for."""
+    """Further certificates, tables with `cert_file` and `key_file`, chosen by the name clients ask for."""
     client_ca_file: str | None = None
     """PEM file of the authorities that sign client certificates."""
     reload_interval: Annotated[Seconds, Field(gt=0)] = 30.0

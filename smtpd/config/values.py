@@ -3,8 +3,7 @@
 import re
 from string import Formatter
 
-from smtpd.addresses import normalise_domain
-from smtpd.replies import Refused
+from smtpd.addresses import AddressError, normalise_domain
 
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _MAX_HOSTNAME = 253  # RFC 1035 §2.3.4, without the root's dot
@@ -23,8 +22,8 @@ def normal_domain(value: str) -> str:
     """A domain as it is compared: lower case, A-labels."""
     try:
         return normalise_domain(value)
-    except (ValueError, Refused):
-        raise ValueError(f"{value!r} is not a domain") from None
+    except AddressError as error:
+        raise ValueError(f"is no domain: {error.problem}") from None
 
 
 def check_domain_key(value: str) -> str:
@@ -57,10 +56,14 @@ def check_reply_text(value: str) -> str:
         raise ValueError(f"must have 1 to {_MAX_REPLY} characters")
     if not (value.isascii() and value.isprintable()):
         raise ValueError("must be printable ASCII on one line")
-    try:
-        names = [name for _, name, _, _ in Formatter().parse(value) if name is not None]
-    except ValueError:
-        raise ValueError("has a brace that is not closed") from None
-    if not all(name.isidentifier() for name in names):
+    if not all(name.isidentifier() for name in placeholders(value)):
         raise ValueError("may hold braces only around a name, such as {address}")
     return value
+
+
+def placeholders(text: str) -> frozenset[str]:
+    """Names in braces; ValueError for a brace that is not closed."""
+    try:
+        return frozenset(name for _, name, _, _ in Formatter().parse(text) if name is not None)
+    except ValueError:
+        raise ValueError("has a brace that is not closed") from None

@@ -1,0 +1,175 @@
+"""What no table can know alone: names that lead nowhere, and settings that contradict each other."""
+
+from collections.abc import Iterator
+from pathlib import Path as FilePath
+
+from smtpd.addresses import AddressError, parse_address
+from smtpd.config.listeners import split_address
+from smtpd.config.models import Config
+from smtpd.config.problems import Finding, Path, closest
+from smtpd.config.validation import Draft
+from smtpd.config.values import placeholders
+from smtpd.replies import all_replies
+
+DENY = "deny"
+"""The target in `[smtpd.recipients]` that refuses."""
+
+
+def find_mistakes(config: Config, draft: Draft, *, files: bool) -> Iterator[Finding]:
+    """Everything the server must not start with; `files`: also look whether files are there."""
+    yield from _agents(config, draft)
+    yield from _filters(config, draft)
+    yield from _addresses(config)
+    yield from _tls(config, draft)
+    yield from _auth(config, draft)
+    yield from _postmaster(config, draft)
+    yield from _replies(config)
+    if files:
+        yield from _files(config)
+
+
+def find_oddities(config: Config, draft: Draft) -> Iterator[Finding]:
+    """What works, but is probably not meant."""
+    if config.max_recipients < 100:
+        yield Finding(("max_recipients",), "is less than the 100 that RFC 5321 §4.5.3.1.8 asks for")
+    if not config.postmaster and draft.is_whole("postmaster"):
+        yield Finding(("postmaster",), "is not set; RFC 5321 §4.5.1 wants mail to postmaster to be read")
+    if not config.domains and not config.relay and draft.is_whole("domains"):
+        yield Finding(("domains",), "names no domain, so no mail is accepted")
+    if "*" in config.domains:
+        yield Finding(("domains", "*"), "takes mail for every domain in the world, from anybody")
+    used = {*config.domains.values(), *config.recipients.values(), config.relay.agent if config.relay else ""}
+    for name in draft.names["agents"] - used:
+        yield Finding(("agents", name), "no domain, recipient or relay uses this agent")
+    for name in draft.names["auth"] - set(config.auth.providers):
+        if draft.is_whole("auth", name):
+            yield Finding(("auth", name), "is not in providers, so it is never asked")
+
+
+def _unknown(path: Path, name: str, known: frozenset[str], kind: str) -> Finding:
+    return Finding(path, f'there is no {kind} "{name}"', closest(name, known))
+
+
+def _agents(config: Config, draft: Draft) -> Iterator[Finding]:
+    known = draft.names["agents"]
+    for domain, agent in config.domains.items():
+        if agent not in known:
+            yield _unknown(("domains", domain), agent, known, "agent")
+    for pattern, agent in config.recipients.items():
+        if agent not in known and agent != DENY:
+            yield _unknown(("recipients", pattern), agent, known | {DENY}, "agent")
+    if config.relay is not None and config.relay.agent not in known:
+        yield _unknown(("relay", "agent"), config.relay.agent, known, "agent")
+
+
+def _filters(config: Config, draft: Draft) -> Iterator[Finding]:
+    known = draft.names["listeners"]
+    for name, options in config.filters.items():
+        for number, listener in enumerate(options.listeners):
+            if listener not in known:
+                yield _unknown(("filters", name, "listeners", number), listener, known, "listener")
+
+
+def _addresses(config: Config) -> Iterator[Finding]:
+    taken: dict[tuple[str, str, int], str] = {}
+    for name, listener in config.listeners.items():
+        for address in listener.address:
+            place = split_address(address)
+            if place[0] == "tcp" and not place[2]:
+                continue  # port 0: the system picks a free one
+            if place in taken:
+                yield Finding(("listeners", name, "address"), f"{address} belongs to listener {taken[place]}")
+            taken.setdefault(place, name)
+
+
+def _tls(config: Config, draft: Draft) -> Iterator[Finding]:
+    certificate = (config.tls is not None and bool(config.tls.cert_file)) or not draft.is_whole("tls")
+    authority = (config.tls is not None and bool(config.tls.client_ca_file)) or not draft.is_whole("tls")
+    for name, listener in config.listeners.items():
+        path = ("listeners", name)
+        switches = listener.switches()
+        if switches.tls == "off":
+            if switches.tls_required:
+                yield Finding((*path, "tls_required"), 'cannot be true while tls = "off"')
+            if switches.client_certificates != "off":
+                yield Finding((*path, "client_certificates"), 'needs TLS, but tls = "off"')
+        elif not certificate:
+            yield Finding(path, 'needs cert_file and key_file in [smtpd.tls], or tls = "off"')
+        elif switches.client_certificates != "off" and not authority:
+            yield Finding((*path, "client_certificates"), "needs client_ca_file in [smtpd.tls]")
+    if draft.is_whole("tls") and config.tls is not None:
+        yield from _pair(("tls",), config.tls.cert_file, config.tls.key_file)
+    if draft.is_whole("metrics"):
+        yield from _pair(("metrics",), config.metrics.cert_file, config.metrics.key_file)
+
+
+def _pair(path: Path, certificate: str | None, key: str | None) -> Iterator[Finding]:
+    if certificate and not key:
+        yield Finding((*path, "key_file"), "must be set, as cert_file is")
+    if key and not certificate:
+        yield Finding((*path, "cert_file"), "must be set, as key_file is")
+
+
+def _auth(config: Config, draft: Draft) -> Iterator[Finding]:
+    known = draft.names["auth"]
+    for number, provider in enumerate(config.auth.providers):
+        if provider not in known:
+            yield _unknown(("auth", "providers", number), provider, known, "table [smtpd.auth.…] for")
+    for name, listener in config.listeners.items():
+        switches = listener.switches()
+        if switches.auth == "off":
+            continue
+        if switches.tls == "off":
+            yield Finding(("listeners", name, "auth"), 'passwords need TLS, but tls = "off"')
+        if not config.auth.providers and draft.is_whole("auth"):
+            yield Finding(("listeners", name), 'clients log in here: name providers in [smtpd.auth], or auth = "off"')
+
+
+def _postmaster(config: Config, draft: Draft) -> Iterator[Finding]:
+    if not config.postmaster:
+        return
+    try:
+        address = parse_address(config.postmaster)
+    except AddressError as error:
+        yield Finding(("postmaster",), f"is no address: {error.problem}")
+        return
+    if not address.domain:
+        yield Finding(("postmaster",), "must have a domain")
+    elif draft.is_whole("domains") and not _is_ours(address.domain, config):
+        yield Finding(("postmaster",), f"its domain {address.domain} is not in [smtpd.domains]")
+
+
+def _is_ours(domain: str, config: Config) -> bool:
+    parents = [domain]
+    while "." in parents[-1]:
+        parents.append(parents[-1].partition(".")[2])
+    wildcards = {f"*.{parent}" for parent in parents[1:]}
+    return bool({domain, "*", *wildcards} & config.domains.keys())
+
+
+def _replies(config: Config) -> Iterator[Finding]:
+    ours = {reply.key: reply for reply in all_replies().values()}
+    for key, text in config.replies.items():
+        if key not in ours:
+            yield Finding(("replies", key), "unknown key", closest(key, ours))
+            continue
+        known = placeholders(ours[key].text)
+        for name in sorted(placeholders(text) - known):
+            yield Finding(("replies", key), f"has no placeholder {{{name}}}", closest(name, known))
+
+
+def _files(config: Config) -> Iterator[Finding]:
+    named: list[tuple[Path, str | None]] = [
+        (("metrics", "cert_file"), config.metrics.cert_file),
+        (("metrics", "key_file"), config.metrics.key_file),
+    ]
+    if config.tls is not None:
+        named += [(("tls", key), getattr(config.tls, key)) for key in ("cert_file", "key_file", "client_ca_file")]
+        for number, pair in enumerate(config.tls.certificates):
+            named.append((("tls", "certificates", number, "cert_file"), pair.cert_file))
+            named.append((("tls", "certificates", number, "key_file"), pair.key_file))
+    for path, name in named:
+        if name and not FilePath(name).is_file():
+            yield Finding(path, "there is no such file")
+    if config.spool is not None and not FilePath(config.spool).is_dir():
+        yield Finding(("spool",), "there is no such directory")
