@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import argon2
 import pytest
 import trustme
 from hypothesis import settings
@@ -138,7 +139,7 @@ Table = dict[str, Any]
 
 
 def default_tables(directory: Path, certificates: Certificates) -> Table:
-    """All four modes on free ports, any recipient at example.test into Maildirs below `directory`/mail."""
+    """All four modes on free ports, one user, any recipient at example.test into Maildirs below mail/."""
     modes = ("smtp", "smtps", "submission", "alt")
     return {
         "smtpd": {
@@ -150,6 +151,7 @@ def default_tables(directory: Path, certificates: Certificates) -> Table:
             "tls": {"cert_file": certificates.cert_file, "key_file": certificates.key_file},
             "domains": {"example.test": "mailstore"},
             "agents": {"mailstore": {"type": "maildir", "path": str(directory / "mail"), "recipients": "any"}},
+            "auth": {"providers": ["users"], "users": {"type": "file", "path": str(directory / "users")}},
             "metrics": {"address": "127.0.0.1:0"},
         }
     }
@@ -173,13 +175,21 @@ def toml_lines(table: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterat
     if prefix:
         yield f"[{'.'.join(json.dumps(part) for part in prefix)}]"
     tables = {key: value for key, value in table.items() if isinstance(value, Mapping)}
-    yield from (f"{json.dumps(key)} = {json.dumps(table[key], ensure_ascii=False)}" for key in table if key not in tables)
+    for key in table.keys() - tables.keys():
+        yield f"{json.dumps(key)} = {json.dumps(table[key], ensure_ascii=False)}"
     for key, value in tables.items():
         yield from toml_lines(value, (*prefix, key))
 
 
+def cheap_hash(password: str) -> str:
+    return argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(password)
+
+
 class Server:
     """A running `smtpd serve`; `config` is its file, `log` what it said, one dict per line."""
+
+    login = "alice@example.test"
+    password = "correct horse"
 
     def __init__(self, config: Path, environment: Mapping[str, str]) -> None:
         self.config = config
@@ -267,6 +277,7 @@ def serve(directory: Path, certificates: Certificates) -> Iterator[Callable[...,
             config = "\n".join(toml_lines(merge(default_tables(directory, certificates), config or {}))) + "\n"
         path = directory / f"config{len(started) or ''}.toml"
         path.write_text(config, encoding="utf-8")
+        (directory / "users").write_text(f"{Server.login}:{cheap_hash(Server.password)}\n")
         server = Server(path, environment or {})
         started.append(server)
         if wait:
