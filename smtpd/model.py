@@ -12,11 +12,13 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
+from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
 
 from smtpd.addresses import Address
 
 if TYPE_CHECKING:
+    from smtpd.commands import MailCommand
     from smtpd.policy import Held
 
 IPAddress = IPv4Address | IPv6Address
@@ -164,6 +166,23 @@ class Transaction:
     labels: frozenset[str] = frozenset()
     held: list[Held] | None = None
     started: float = 0.0
+
+    @classmethod
+    def begin(cls, command: MailCommand, session: Session) -> Transaction:
+        """Open a transaction as MAIL asks for it."""
+        may_name_author = session.login is not None or session.trusted  # RFC 4954 §5
+        return cls(
+            id=new_id(),
+            session=session,
+            sender=command.sender,
+            size=command.size,
+            body=command.body,
+            smtputf8=command.smtputf8,
+            prdr=command.prdr,
+            auth=command.auth if may_name_author or command.auth is None else "",
+            facts=Facts(session.facts),
+            started=perf_counter(),
+        )
 
     @property
     def all_labels(self) -> frozenset[str]:

@@ -67,6 +67,11 @@ class Reply:
         return self.code >= 500
 
     @property
+    def is_syntax_error(self) -> bool:
+        """The command was wrong in itself or in its place: no decision about mail."""
+        return self.code in (500, 501, 502, 503, 504, 555)
+
+    @property
     def message(self) -> str:
         """The text with its placeholders filled, without codes."""
         return self._fill(self.text)
@@ -153,7 +158,6 @@ NO_VALID_RECIPIENTS = Reply("no-valid-recipients", 554, "5.5.1", "No valid recip
 DATA_AFTER_BDAT = Reply("data-after-bdat", 503, "5.5.1", "DATA cannot follow BDAT in one transaction")
 BDAT_FAILED_BEFORE = Reply("bdat-failed-before", 503, "5.5.1", "An earlier chunk failed, say RSET")
 EHLO_FOR_EXTENSION = Reply("ehlo-for-extension", 503, "5.5.1", "Say EHLO to use this command")
-HTTP_SPOKEN = Reply("http-spoken", 554, "5.5.1", "This is SMTP, not HTTP")
 
 # STARTTLS and AUTH (RFC 3207, RFC 4954)
 READY_FOR_TLS = Reply("ready-for-tls", 220, "2.0.0", "Ready to start TLS")
@@ -177,6 +181,9 @@ AUTH_BACKEND_DOWN = Reply("auth-backend-down", 454, "4.7.0", "Logins cannot be c
 
 # Routing and recipients (RFC 3463 X.1.X, X.2.X)
 RELAY_DENIED = Reply("relay-denied", 550, "5.7.1", "Not a recipient here, and relaying needs a login: {address}")
+NULL_SENDER_ONE_RECIPIENT = Reply(
+    "null-sender-one-recipient", 550, "5.7.1", "A message from <> has one recipient"
+)
 NO_SUCH_USER = Reply("no-such-user", 550, "5.1.1", "No mailbox here by the name {address}")
 TOO_MANY_RECIPIENTS = Reply("too-many-recipients", 452, "4.5.3", "Too many recipients, send the rest separately")
 TOO_MANY_MESSAGES = Reply("too-many-messages", 421, "4.7.0", "{hostname} Too many messages on one connection")

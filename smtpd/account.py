@@ -1,0 +1,133 @@
+"""What is counted and logged of a conversation: every refusal and every message, with its trace id."""
+
+from __future__ import annotations
+
+from smtpd import replies
+from smtpd.addresses import Address
+from smtpd.model import Session, TlsInfo, Transaction
+from smtpd.replies import Reply
+from smtpd.service import Service
+
+_LOGIN_RESULTS = {
+    replies.AUTH_OK.key: "accepted",
+    replies.AUTH_FAILED.key: "refused",
+    replies.AUTH_BACKEND_DOWN.key: "error",
+}
+
+
+class Account:
+    """The books of one session; refusals that decide nothing about mail (syntax, sequence) are not in them."""
+
+    __slots__ = ("_service", "_session")
+
+    def __init__(self, session: Session, service: Service) -> None:
+        self._session = session
+        self._service = service
+        if service.log.wants_connections:
+            service.log.info("connected", **self._who(None))
+
+    def tag(self, reply: Reply, mail: Transaction | None) -> str:
+        """What stands in brackets behind a refusal: the filter that spoke, if one did, and the trace id."""
+        trace = mail.id if mail is not None else self._session.id
+        name = reply.values.get("filter")
+        return f"{name} {trace}" if name else trace
+
+    def refused(self, reply: Reply, verb: str, mail: Transaction | None = None, recipient: object = None) -> None:
+        """A connection, a sender or a recipient was refused or put off."""
+        domain = recipient.domain if isinstance(recipient, Address) else None
+        self._service.meters.rejected(reply.key, domain)
+        fields = self._who(mail)
+        if recipient is not None:
+            fields["recipient"] = recipient
+        self._service.log.info("refused", **fields, at=verb, reply=str(reply), reason=reply.key, **_judged(reply, mail))
+
+    def message(self, mail: Transaction, reply: Reply, *, size: int, seconds: float) -> None:
+        """The reply to the end of data."""
+        meters, domains = self._service.meters, [recipient.address.domain for recipient in mail.recipients]
+        if reply.code < 400:
+            self._session.messages += 1
+            meters.received(domains, size)
+            meters.delivered("accepted", seconds)
+        else:
+            for domain in domains or [""]:
+                meters.rejected(reply.key, domain)
+            meters.delivered("deferred" if reply.is_temporary else "refused", seconds)
+        session = self._session
+        self._service.log.message(
+            "message",
+            trace=mail.id,
+            session=session.id,
+            listener=session.listener,
+            ip=session.ip,
+            helo=session.helo,
+            tls=session.tls.version if session.tls else None,
+            cipher=session.tls.cipher if session.tls else None,
+            login=session.login,
+            sender=mail.sender,
+            recipients=[recipient.address for recipient in mail.recipients],
+            size=size,
+            seconds=round(seconds, 4),
+            reply=str(reply),
+            reason=reply.key,
+            **_judged(reply, mail),
+        )
+
+    def login(self, mechanism: str, reply: Reply, user: str | None = None) -> None:
+        """AUTH ended; the line is what fail2ban looks for."""
+        result = _LOGIN_RESULTS.get(reply.key, "aborted")
+        self._service.meters.auth(mechanism, result)
+        log = self._service.log.info if result == "accepted" else self._service.log.warning
+        log("login", **self._who(None), mechanism=mechanism, result=result, login=self._session.login)
+
+    def secured(self, tls: TlsInfo) -> None:
+        """A TLS handshake was done."""
+        self._service.meters.tls(tls.version)
+
+    def dropped(self, reason: str) -> None:
+        """The connection is hung up on for abuse."""
+        self._service.meters.dropped(reason)
+        self._service.log.warning("dropped", **self._who(None), reason=reason)
+
+    def left(self, reply: Reply, mail: Transaction | None) -> None:
+        """We end the connection with 421."""
+        self._service.log.info("left", **self._who(mail), reply=str(reply), reason=reply.key)
+
+    def vanished(self, mail: Transaction | None) -> None:
+        """The client hung up without QUIT; worth a line only inside a transaction."""
+        if mail is not None:
+            self._service.log.info("client lost", **self._who(mail))
+
+    def bug(self, bug: Exception, mail: Transaction | None) -> Reply:
+        """Something of ours broke: one traceback in the log, and the reply for the client."""
+        self._service.log.error("our fault", **self._who(mail), exception=bug)
+        return replies.OUR_FAULT
+
+    def closed(self) -> None:
+        """The conversation is over."""
+        if self._service.log.wants_connections:
+            self._service.log.info("disconnected", **self._who(None), messages=self._session.messages)
+
+    def _who(self, mail: Transaction | None) -> dict[str, object]:
+        session = self._session
+        who: dict[str, object] = {
+            "trace": mail.id if mail is not None else session.id,
+            "session": session.id,
+            "listener": session.listener,
+            "ip": session.ip,
+            "helo": session.helo,
+        }
+        if mail is not None:
+            who["sender"] = mail.sender
+        return who
+
+
+def _judged(reply: Reply, mail: Transaction | None) -> dict[str, object]:
+    judged: dict[str, object] = {}
+    if "filter" in reply.values:
+        judged["filter"] = reply.values["filter"]
+    if mail is not None:
+        if labels := mail.all_labels:
+            judged["labels"] = sorted(labels)
+        if decisions := mail.trace or mail.session.trace:
+            judged["decisions"] = [str(decision) for decision in decisions]
+    return judged

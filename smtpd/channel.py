@@ -1,0 +1,366 @@
+"""The conversation's end of the wire: octets in, octets out, no sockets.
+
+A conversation is one coroutine. It is not an asyncio task: it is advanced by hand whenever octets
+arrive, so a command costs no task, no future and no turn of the event loop. Anything that awaits
+asyncio things runs in a task of its own, through `Channel.run`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Generator
+from types import coroutine
+from typing import Any, Protocol
+
+from smtpd import replies
+from smtpd.commands import limit_for
+from smtpd.content import Receiver
+from smtpd.model import TlsInfo
+from smtpd.replies import Refused
+
+HIGH_WATER = 1 << 16  # unread octets at which the transport is told to pause
+_HOLD = 1.0  # seconds that replies of a burst may wait for each other
+_GRACE = 60.0  # seconds before the minimum data rate counts
+
+
+class Ended(Exception):  # noqa: N818 - an event, not an error
+    """The conversation cannot go on: Disconnected, TimedOut or Draining."""
+
+
+class Disconnected(Ended):
+    """The client is gone."""
+
+
+class TimedOut(Ended):
+    """The client did not speak in time; `too_slow`: it did, but below the minimum data rate."""
+
+    def __init__(self, *, too_slow: bool = False) -> None:
+        super().__init__()
+        self.too_slow = too_slow
+
+
+class Draining(Ended):
+    """The server wants to stop, and this conversation is between two messages."""
+
+
+class Transport(Protocol):
+    """What a channel needs of its carrier: a socket, a pipe, or a test."""
+
+    def write(self, data: bytes) -> None:
+        """Send octets; never blocks."""
+
+    def pause_reading(self) -> None:
+        """Stop feeding."""
+
+    def resume_reading(self) -> None:
+        """Feed again."""
+
+    def close(self) -> None:
+        """Send what is written, then hang up."""
+
+    def abort(self) -> None:
+        """Hang up at once."""
+
+    async def start_tls(self) -> TlsInfo:
+        """Shake hands as a TLS server; OSError or ssl.SSLError when it fails."""
+
+
+_INPUT = object()
+
+
+@coroutine
+def _wait(wanted: object) -> Generator[object, None, None]:
+    yield wanted
+
+
+class Channel:
+    """Carries one conversation. `feed`, `feed_eof`, `lost` and `blocked` are the carrier's side."""
+
+    __slots__ = (
+        "_blocked", "_coroutine", "_data", "_deadline", "_draining", "_eof", "_finishing", "_idle", "_loop",
+        "_lost", "_out", "_paused", "_position", "_task", "_timer", "_timer_at", "_transport", "_waiting",
+        "on_finished",
+    )  # fmt: skip
+
+    def __init__(self, transport: Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._data = b""
+        self._position = 0
+        self._out: list[bytes] = []
+        self._coroutine: Coroutine[object, None, None] | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._deadline = 0.0
+        self._waiting = False
+        self._idle = False
+        self._finishing = False
+        self._paused = False
+        self._blocked = False
+        self._eof = False
+        self._lost = False
+        self._draining = False
+        self.on_finished: Callable[[], None] | None = None
+
+    # The conversation's side
+
+    @property
+    def pending(self) -> bool:
+        """Whether the client has sent octets that nobody has read yet."""
+        return self._position < len(self._data)
+
+    @property
+    def pending_octets(self) -> bytes:
+        """The unread octets."""
+        return self._data[self._position :]
+
+    def write(self, data: bytes) -> None:
+        """Say something; replies of one burst leave in one write."""
+        self._out.append(data)
+
+    def flush(self) -> None:
+        """Send what was said so far."""
+        if self._out and not self._lost:
+            data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
+            self._out.clear()
+            self._transport.write(data)
+
+    async def line(self, timeout: float, *, limit: int = 0, idle: bool = False) -> bytes:
+        """The next line without its CRLF, the only line end (RFC 5321 §2.3.8).
+
+        A line over `limit` octets (0: as its verb may have) is read to its end, without being kept, and
+        Refused. `idle`: the wait may end in Draining. Else Disconnected, or TimedOut after `timeout` seconds.
+        """
+        if idle and self._draining:
+            raise Draining
+        end = self._data.find(b"\r\n", self._position)
+        if end < 0:
+            end = await self._line_end(timeout, limit, idle)
+        line = self._data[self._position : end]
+        self._position = end + 2
+        if len(line) + 2 > 512 and len(line) + 2 > (limit or limit_for(line)):
+            raise Refused(replies.LINE_TOO_LONG)
+        return line
+
+    async def _line_end(self, timeout: float, limit: int, idle: bool) -> int:
+        self._deadline = self._loop.time() + timeout if timeout else 0.0
+        while True:
+            await self._input(idle)
+            end = self._data.find(b"\r\n", self._position)
+            if end >= 0:
+                return end
+            if len(self._data) - self._position > (limit or limit_for(self._data[self._position :])):
+                await self._skip_line(idle)
+                raise Refused(replies.LINE_TOO_LONG)
+
+    async def _skip_line(self, idle: bool) -> None:
+        while (end := self._data.find(b"\r\n", self._position)) < 0:
+            self._data = self._data[-1:]  # its CR may belong to the line end
+            self._position = 0
+            await self._input(idle)
+        self._position = end + 2
+
+    async def receive(self, receiver: Receiver, timeout: float, rate: float) -> None:
+        """Feed content until it is complete, found to hold a lone CR or LF, or hopelessly big.
+
+        `timeout` seconds may pass without an octet, and on average `rate` octets per second must come
+        after the first minute (0 switches either off).
+        """
+        started = self._loop.time()
+        while not self._feed(receiver) and not receiver.found_bare_line_end and not receiver.hopeless:
+            now = self._loop.time()
+            self._deadline = now + timeout if timeout else 0.0
+            if rate:
+                slowest = started + _GRACE + receiver.octets / rate
+                if slowest < now:
+                    raise TimedOut(too_slow=True)
+                self._deadline = min(self._deadline or slowest, slowest)
+            await self._input(False)
+
+    async def drain(self, receiver: Receiver, seconds: float) -> None:
+        """Say what there is to say now, then throw content away until its end, or time or size is up."""
+        self.flush()
+        self._deadline = self._loop.time() + seconds
+        try:
+            while not receiver.complete and not self._feed(receiver) and not receiver.hopeless:
+                await self._input(False)
+        except TimedOut:
+            return
+
+    def _feed(self, receiver: Receiver) -> bool:
+        data, position = self._data, self._position
+        if position >= len(data):
+            return False
+        self._data, self._position = b"", 0
+        end = receiver.feed(data, position)
+        if end < 0:
+            return False
+        self._data, self._position = data, end
+        return True
+
+    async def listen(self, seconds: float) -> bool:
+        """Wait in silence; True at once when the client speaks."""
+        if not self.pending:
+            self._deadline = self._loop.time() + seconds
+            try:
+                await self._input(False)
+            except TimedOut:
+                return False
+        return True
+
+    async def run[T](self, work: Coroutine[Any, Any, T], *, finish: bool = False) -> T:
+        """Run anything that awaits asyncio things; Disconnected when the client is lost before it is done.
+
+        `finish`: once begun it is carried through, whatever becomes of the client.
+        """
+        if self.vanished:
+            work.close()
+            raise Disconnected
+        task = asyncio.Task(work, loop=self._loop, eager_start=True)
+        if not task.done():
+            if self._out:
+                self._loop.call_later(_HOLD, self.flush)
+            self._task = task
+            self._finishing = finish
+            await _wait(task)
+            self._task = None
+        if task.cancelled():
+            raise Disconnected
+        return task.result()
+
+    async def start_tls(self) -> TlsInfo:
+        """Upgrade; the 220 must be written already. Disconnected when the handshake fails."""
+        self._transport.pause_reading()
+        self.flush()
+        return await self.run(self._transport.start_tls())
+
+    @property
+    def vanished(self) -> bool:
+        """Whether the client is gone; one that closed its sending side behind a QUIT still listens."""
+        return self._lost or (self._eof and b"QUIT\r\n" not in self.pending_octets.upper())
+
+    async def _input(self, idle: bool) -> None:
+        if self._lost or self._eof:
+            raise Disconnected
+        self._idle = idle
+        self._waiting = True
+        try:
+            await _wait(_INPUT)
+        finally:
+            self._waiting = False
+
+    # The carrier's side
+
+    def start(self, conversation: Coroutine[object, None, None]) -> None:
+        """Begin the conversation."""
+        self._coroutine = conversation
+        self._advance()
+
+    def feed(self, data: bytes) -> None:
+        """Octets came."""
+        if self._position < len(self._data):
+            self._data = self._data[self._position :] + data
+        else:
+            self._data = data
+        self._position = 0
+        if self._waiting and not self._blocked:
+            self._advance()
+        elif len(self._data) > HIGH_WATER and not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def feed_eof(self) -> None:
+        """The client will send nothing more."""
+        self._eof = True
+        if self._waiting:
+            self._advance(Disconnected())
+        elif self._task is not None and not self._finishing and self.vanished:
+            self._task.cancel()
+
+    def lost(self) -> None:
+        """The connection is gone."""
+        self._lost = True
+        self._out.clear()
+        if self._waiting:
+            self._advance(Disconnected())
+        elif self._task is not None and not self._finishing:
+            self._task.cancel()
+
+    def blocked(self, is_blocked: bool) -> None:
+        """The client does not read what we say (True), or reads again: no input is taken meanwhile."""
+        self._blocked = is_blocked
+        if is_blocked or not self._waiting:
+            return
+        if self.pending:
+            self._advance()
+        else:
+            self._resume()
+
+    def interrupt(self, *, now: bool = False) -> None:
+        """The server wants to stop: between two messages, or `now`."""
+        self._draining = True
+        if self._waiting and (now or self._idle):
+            self._advance(Draining())
+        elif now and self._task is not None and not self._finishing:
+            self._task.cancel()
+
+    def close(self) -> None:
+        """Send the last words and hang up."""
+        if not self._lost:
+            self.flush()
+            self._transport.close()
+
+    def _advance(self, error: Exception | None = None) -> None:
+        if self._coroutine is None:
+            return
+        try:
+            wanted = self._coroutine.send(None) if error is None else self._coroutine.throw(error)
+        except StopIteration:
+            self._end()
+            return
+        if wanted is _INPUT:
+            self.flush()
+            self._arm()
+            if self._paused and not self._blocked:
+                self._resume()
+        else:
+            assert isinstance(wanted, asyncio.Task)
+            wanted.add_done_callback(self._task_done)
+
+    def _task_done(self, _: asyncio.Task[Any]) -> None:
+        self._advance()
+
+    def _resume(self) -> None:
+        if self._paused and not self._lost:
+            self._paused = False
+            self._transport.resume_reading()
+
+    def _arm(self) -> None:
+        """One timer per connection: it is moved only to an earlier time, and looks at the deadline when it fires."""
+        if not self._deadline:
+            return
+        if self._timer is not None:
+            if self._timer_at <= self._deadline:
+                return
+            self._timer.cancel()
+        self._timer_at = self._deadline
+        self._timer = self._loop.call_at(self._deadline, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if not self._waiting or not self._deadline:
+            return
+        if self._loop.time() + 0.002 < self._deadline:
+            self._arm()
+        else:
+            self._advance(TimedOut())
+
+    def _end(self) -> None:
+        self._coroutine = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._data = b""
+        if self.on_finished is not None:
+            self.on_finished()

@@ -1,0 +1,437 @@
+"""One SMTP conversation from greeting to QUIT, top to bottom, in the order of RFC 5321.
+
+Each command is one method: guard, parse, judge, answer. How octets come and go is `channel.py`, what
+they mean is `commands.py`, what filters think is `policy`, where mail goes is `delivery.py`, what we
+say is `replies.py`, and what is counted and logged of it is `account.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from time import perf_counter
+
+from smtpd import auth, commands, replies, trace
+from smtpd.account import Account
+from smtpd.channel import Channel, Disconnected, Draining, Ended, TimedOut
+from smtpd.content import ChunkReceiver, DataReceiver, Receiver, SkippedChunk
+from smtpd.delivery import Deliveries, combine
+from smtpd.model import Message, Recipient, Session, Transaction
+from smtpd.replies import Refused, Reply
+from smtpd.sasl import Exchange
+from smtpd.service import Service
+
+DRAIN_SECONDS = 30.0  # how long a client may go on sending content that was refused half-way
+
+
+class InFlight:
+    """All that lives from MAIL to the reply behind the data."""
+
+    __slots__ = ("deliveries", "mail", "receiver")
+
+    def __init__(self, mail: Transaction, deliveries: Deliveries) -> None:
+        self.mail = mail
+        self.deliveries = deliveries
+        self.receiver: Receiver | None = None
+        """Where content goes; a ChunkReceiver from the first BDAT on."""
+
+
+class Conversation:
+    """Speaks SMTP over a channel, for one session, under the rules of one service."""
+
+    __slots__ = ("account", "channel", "clock", "in_flight", "is_over", "service", "session", "verb")
+
+    def __init__(self, channel: Channel, session: Session, service: Service) -> None:
+        self.channel = channel
+        self.session = session
+        self.service = service
+        self.account = Account(session, service)
+        self.in_flight: InFlight | None = None
+        self.verb = ""
+        self.clock = 0.0
+        self.is_over = False
+
+    async def run(self) -> None:
+        """From the greeting to the end; the one place where an exception becomes a reply."""
+        step = self.greet
+        try:
+            while not self.is_over:
+                try:
+                    await step()
+                except Refused as refusal:
+                    self._refuse(refusal.reply)
+                except Ended:
+                    raise
+                except Exception as bug:
+                    self._refuse(self.account.bug(bug, self._mail))
+                    self._forget_mail()
+                step = self.command
+        except Draining:
+            self._leave(replies.SHUTTING_DOWN)
+        except TimedOut as event:
+            self._leave(replies.TOO_SLOW if event.too_slow else replies.TIMEOUT)
+        except Disconnected:
+            self.account.vanished(self._mail)
+        finally:
+            self._finish()
+
+    async def greet(self) -> None:
+        """RFC 5321 §3.1: the banner, or a refusal of the whole connection."""
+        service = self.service
+        if not service.policy.connect.idle and (reply := await self.channel.run(service.policy.connect(self.session))):
+            self.account.refused(reply, "CONNECT")
+            self._say(replies.NO_SERVICE(hostname=service.config.hostname) if reply.is_permanent else reply)
+            self.is_over = True
+            return
+        if service.greet_delay:
+            await self.channel.listen(service.greet_delay)
+        self.session.early = self.channel.pending
+        self.channel.write(service.greeting)
+
+    async def command(self) -> None:
+        """One line: find its method, see that its turn has come, time it."""
+        line = await self.channel.line(self.service.config.timeouts.command, idle=self.in_flight is None)
+        self.verb = ""
+        verb, argument = commands.split(line)
+        method = METHODS.get(verb)
+        if method is None:
+            self._unknown(verb)
+            return
+        self.verb = verb
+        if self.service.gated and (reply := self.service.gate(verb, self.session)):
+            raise Refused(reply)
+        self.clock = perf_counter()
+        try:
+            await method(self, argument)
+        finally:
+            self.service.meters.command(verb, perf_counter() - self.clock)
+
+    async def ehlo(self, argument: bytes) -> None:
+        """RFC 5321 §4.1.1.1."""
+        await self._introduce(commands.parse_helo("EHLO", argument), esmtp=True)
+        self.channel.write(self.service.ehlo(self.session))
+
+    async def helo(self, argument: bytes) -> None:
+        """RFC 5321 §4.1.1.1: no extension is in force afterwards."""
+        await self._introduce(commands.parse_helo("HELO", argument), esmtp=False)
+        self._say(replies.HELO(hostname=self.service.config.hostname))
+
+    async def _introduce(self, name: str, *, esmtp: bool) -> None:
+        policy, session = self.service.policy, self.session
+        self._forget_mail()  # RFC 5321 §4.1.4
+        if session.helo:
+            policy.forget_helo(session)
+        session.helo, session.esmtp = name, esmtp
+        session.early |= self.channel.pending  # RFC 2920 §3.1: EHLO ends a group
+        if not policy.helo.idle and (reply := await self.channel.run(policy.helo(session))):
+            session.helo = ""
+            raise Refused(reply)
+
+    async def starttls(self, argument: bytes) -> None:
+        """RFC 3207 §4: afterwards nothing counts that the client said before."""
+        commands.no_argument("STARTTLS", argument)
+        if self.session.tls is not None:
+            raise Refused(replies.TLS_ACTIVE)
+        if not self.service.can_start_tls:
+            raise Refused(replies.TLS_UNAVAILABLE if self.service.switches.tls == "starttls" else replies.NOT_OFFERED)
+        if self.channel.pending:  # CVE-2011-0411: it would be executed as if it had come encrypted
+            self.account.dropped("tls-injection")
+            self.is_over = True
+            raise Refused(replies.TLS_INJECTION)
+        self._forget_mail()
+        self._say(replies.READY_FOR_TLS)
+        self.session.tls = await self.channel.start_tls()
+        self.session.forget_claims()
+        self.account.secured(self.session.tls)
+
+    async def auth(self, argument: bytes) -> None:
+        """RFC 4954 §4."""
+        authenticator = self.service.authenticator
+        if authenticator is None:
+            raise Refused(replies.NOT_OFFERED)
+        if not self.session.esmtp:
+            raise Refused(replies.EHLO_FOR_EXTENSION)
+        if self.session.login is not None:
+            raise Refused(replies.AUTH_DONE)
+        if self.in_flight is not None:
+            raise Refused(replies.AUTH_IN_TRANSACTION)
+        command = commands.parse_auth(argument)
+        mechanism = auth.find_mechanism(command.mechanism, tls=self.session.tls is not None)
+        try:
+            initial = None if command.initial is None else auth.decode_initial(command.initial)
+            exchange = Exchange(self.channel, self.service.config.timeouts.auth)
+            login = await mechanism.authenticate(exchange, initial, authenticator)
+        except Refused as refusal:
+            self._login_failed(mechanism.name, refusal.reply)
+            return
+        self.session.login, self.session.mechanism = login, mechanism.name
+        self.account.login(mechanism.name, replies.AUTH_OK)
+        self._say(replies.AUTH_OK)
+
+    def _login_failed(self, mechanism: str, reply: Reply) -> None:
+        self.account.login(mechanism, reply)
+        self.session.auth_failures += reply is replies.AUTH_FAILED
+        self._refuse(reply)
+        limit = self.service.config.limits.auth_failures_per_session
+        if limit and self.session.auth_failures >= limit and not self.is_over:
+            self._leave(replies.TOO_MANY_AUTH_FAILURES)
+
+    async def mail(self, argument: bytes) -> None:
+        """RFC 5321 §4.1.1.2."""
+        service, session = self.service, self.session
+        if not session.helo:
+            raise Refused(replies.HELO_FIRST)
+        if self.in_flight is not None:
+            raise Refused(replies.NESTED_MAIL)
+        if service.max_transactions and session.transactions >= service.max_transactions:
+            self._leave(replies.TOO_MANY_MESSAGES)  # RFC 9422 §4.1, MAILMAX
+            return
+        command = commands.parse_mail(
+            argument, service.extensions if session.esmtp else frozenset(), strict=service.config.strict_syntax
+        )
+        if command.size and service.max_message_size and command.size > service.max_message_size:
+            raise Refused(replies.TOO_BIG(limit=service.max_message_size))  # RFC 1870 §6.1
+        mail = Transaction.begin(command, session)
+        if not service.policy.mail.idle and (reply := await self.channel.run(service.policy.mail(mail))):
+            service.policy.abort(mail)
+            raise Refused(reply)
+        session.transactions += 1
+        self.in_flight = InFlight(mail, Deliveries(service.agents, mail, service.log))
+        self._say(replies.SENDER_OK)
+
+    async def rcpt(self, argument: bytes) -> None:
+        """RFC 5321 §4.1.1.3."""
+        if self.in_flight is None:
+            raise Refused(replies.MAIL_FIRST)
+        mail, service = self.in_flight.mail, self.service
+        command = commands.parse_rcpt(argument, smtputf8=mail.smtputf8, strict=service.config.strict_syntax)
+        if service.max_recipients and len(mail.recipients) >= service.max_recipients:
+            raise Refused(replies.TOO_MANY_RECIPIENTS)
+        if mail.sender.is_null and mail.recipients and service.config.null_sender_single_recipient:
+            raise Refused(replies.NULL_SENDER_ONE_RECIPIENT)
+        recipient = service.router.route(command.recipient, authenticated=self.session.login is not None)
+        reply = recipient if isinstance(recipient, Reply) else await self._judge_recipient(self.in_flight, recipient)
+        if reply is not None:
+            self._refuse(reply, command.recipient)
+        else:
+            self._say(replies.RECIPIENT_OK)
+
+    async def _judge_recipient(self, in_flight: InFlight, recipient: Recipient) -> Reply | None:
+        mail, policy = in_flight.mail, self.service.policy
+        if mail.smtputf8 and not self.service.agents[recipient.agent].carries_utf8:
+            return replies.CANNOT_CARRY_UTF8(address=recipient.address)
+        if any(recipient.address.text == known.address.text for known in mail.recipients):
+            return None
+        if not policy.recipient.idle and (reply := await self.channel.run(policy.recipient(mail, recipient))):
+            return reply
+        if not in_flight.deliveries.asks(recipient):
+            in_flight.deliveries.add_known(recipient)
+        elif reply := await self.channel.run(in_flight.deliveries.add(recipient)):
+            return reply
+        if not policy.known_recipient.idle and (
+            reply := await self.channel.run(policy.known_recipient(mail, recipient))
+        ):
+            return reply
+        mail.recipients.append(recipient)
+        return None
+
+    async def data(self, argument: bytes) -> None:
+        """RFC 5321 §4.1.1.4."""
+        commands.no_argument("DATA", argument)
+        in_flight = self._with_recipients()
+        if in_flight.receiver is not None:
+            raise Refused(replies.DATA_AFTER_BDAT)  # RFC 3030 §3
+        self.session.early |= self.channel.pending  # RFC 2920 §3.1: DATA ends a group
+        self._say(replies.SEND_DATA)
+        receiver = in_flight.receiver = self.service.receiver(DataReceiver)
+        await self._receive(receiver)
+        await self._message(in_flight, receiver)
+
+    async def bdat(self, argument: bytes) -> None:
+        """RFC 3030 §2: the octets are always read, even when the chunk is refused."""
+        try:
+            command = commands.parse_bdat(argument)
+        except Refused:
+            self.is_over = True  # where the next command starts is anybody's guess
+            raise
+        try:
+            in_flight = self._with_chunks()
+            receiver = in_flight.receiver
+            assert isinstance(receiver, ChunkReceiver)
+        except Refused:
+            skipped = self.service.receiver(SkippedChunk)
+            skipped.expect(command.size)
+            await self._receive(skipped)
+            raise
+        receiver.expect(command.size)
+        await self._receive(receiver)
+        if command.last or receiver.found_bare_line_end:
+            await self._message(in_flight, receiver)
+        elif receiver.problem is not None:
+            self._refuse(receiver.problem, traced=True)
+        else:
+            self._say(replies.CHUNK_OK(size=command.size))
+
+    async def _receive(self, receiver: Receiver) -> None:
+        config = self.service.config
+        if not receiver.complete:
+            await self.channel.receive(receiver, config.timeouts.data, config.limits.min_data_rate)
+        if receiver.hopeless:
+            self.is_over = True
+
+    async def _message(self, in_flight: InFlight, receiver: Receiver) -> None:
+        """RFC 5321 §6.1: 250 only after an agent has made the message safe."""
+        self.clock = perf_counter()
+        mail, size = in_flight.mail, receiver.content.size
+        reply = receiver.finish() or self._loop_check(receiver)
+        if reply is None:
+            reply = await self._judge_and_deliver(in_flight, Message(receiver.content))
+        self.account.message(mail, reply, size=size, seconds=perf_counter() - self.clock)
+        self._refuse(reply, traced=True, logged=True) if reply.code >= 400 else self._say(reply, mail.id)
+        if receiver.found_bare_line_end:  # what follows may be smuggled: nothing of it is read as a command
+            self.is_over = True
+            await self.channel.drain(receiver, DRAIN_SECONDS)
+        self._forget_mail(reply)
+
+    async def _judge_and_deliver(self, in_flight: InFlight, message: Message) -> Reply:
+        mail, policy = in_flight.mail, self.service.policy
+        refused: dict[Recipient, Reply] = {}
+        if not policy.message.idle:
+            judgement = await self.channel.run(policy.message(mail, message))
+            if judgement.reply is not None:
+                return judgement.reply
+            refused.update(judgement.refused)
+            mail.recipients = [recipient for recipient in mail.recipients if recipient not in refused]
+            message.added.extend(trace.field(name, value) for name, value in judgement.headers)
+        message.added.append(trace.received(self.session, mail, self.service.config.hostname))
+        if mail.recipients:
+            refused.update(await self.channel.run(in_flight.deliveries.deliver(message), finish=True))
+        return combine(refused, prdr=False)
+
+    def _loop_check(self, receiver: Receiver) -> Reply | None:
+        hops = receiver.content.head().lower().count(b"\nreceived:")  # RFC 5321 §6.3
+        return replies.MAIL_LOOP if hops > self.service.config.max_received else None
+
+    async def rset(self, argument: bytes) -> None:
+        """RFC 5321 §4.1.1.5: EHLO, AUTH and TLS stay."""
+        commands.no_argument("RSET", argument)
+        self._forget_mail()
+        self._say(replies.OK)
+
+    async def vrfy(self, argument: bytes) -> None:
+        """RFC 5321 §7.3: nobody can harvest addresses here."""
+        if not argument:
+            raise Refused(replies.BAD_ARGUMENT(syntax="VRFY address"))
+        self._say(replies.CANNOT_VERIFY)
+
+    async def help(self, argument: bytes) -> None:
+        """RFC 5321 §4.1.1.8."""
+        self._say(replies.HELP)
+
+    async def noop(self, argument: bytes) -> None:
+        """RFC 5321 §4.1.1.9: an argument is fine."""
+        self._say(replies.OK)
+
+    async def quit(self, argument: bytes) -> None:
+        """RFC 5321 §4.1.1.10: commands behind it are ignored."""
+        commands.no_argument("QUIT", argument)
+        self._say(replies.BYE)
+        self.is_over = True
+
+    async def not_offered(self, argument: bytes) -> None:
+        """Commands that exist, but not here."""
+        raise Refused(replies.NOT_OFFERED)
+
+    @property
+    def _mail(self) -> Transaction | None:
+        return self.in_flight.mail if self.in_flight is not None else None
+
+    def _with_recipients(self) -> InFlight:
+        if self.in_flight is None:
+            raise Refused(replies.MAIL_FIRST)
+        if not self.in_flight.mail.recipients:
+            raise Refused(replies.NO_VALID_RECIPIENTS)
+        return self.in_flight
+
+    def _with_chunks(self) -> InFlight:
+        if not self.service.switches.chunking or not self.session.esmtp:
+            raise Refused(replies.NOT_OFFERED)
+        in_flight = self._with_recipients()
+        if in_flight.receiver is None:
+            in_flight.receiver = self.service.receiver(ChunkReceiver)
+        elif in_flight.receiver.problem is not None:
+            raise Refused(replies.BDAT_FAILED_BEFORE)
+        return in_flight
+
+    def _unknown(self, verb: str) -> None:
+        if verb in HTTP_VERBS and not self.session.helo:
+            self.account.dropped("http")  # a browser led here by a hostile page (ALPACA)
+            self.is_over = True
+        else:
+            self._refuse(replies.UNKNOWN_COMMAND)
+
+    def _say(self, reply: Reply, tag: str = "") -> None:
+        self.channel.write(reply.encode(tag, self.service.texts))
+
+    def _refuse(self, reply: Reply, address: object = None, *, traced: bool = False, logged: bool = False) -> None:
+        """Say no, count it, and hang up on a client that is told so too often."""
+        traced = traced or (self.verb in ("MAIL", "RCPT") and not reply.is_syntax_error)
+        if traced and not logged:
+            self.account.refused(reply, self.verb, self._mail, address)
+        self._say(reply, self.account.tag(reply, self._mail) if traced else "")
+        self.session.errors += reply.is_permanent
+        limit = self.service.config.limits.errors_per_session
+        if reply.code == 421:
+            self.is_over = True
+        elif limit and self.session.errors > limit and not self.is_over:
+            self._leave(replies.TOO_MANY_ERRORS)
+
+    def _leave(self, reply: Reply) -> None:
+        """RFC 5321 §3.8: 421 may answer anything, and the connection is over."""
+        reply = reply(hostname=self.service.config.hostname)
+        self.account.left(reply, self._mail)
+        self._say(reply, self.account.tag(reply, self._mail))
+        self.is_over = True
+
+    def _forget_mail(self, outcome: Reply | None = None) -> None:
+        in_flight, self.in_flight = self.in_flight, None
+        if in_flight is None:
+            return
+        if in_flight.receiver is not None:
+            in_flight.receiver.content.close()
+        self.service.policy.abort(in_flight.mail)
+        if in_flight.deliveries.opened and outcome is None:
+            self.service.spawn(in_flight.deliveries.abandon())
+        if self.service.policy.watches_end:
+            self.service.spawn(self.service.policy.end(in_flight.mail, outcome))
+
+    def _finish(self) -> None:
+        self._forget_mail()
+        if self.service.policy.watches_close:
+            self.service.spawn(self.service.policy.close(self.session))
+        self.account.closed()
+        self.channel.close()
+
+
+Method = Callable[[Conversation, bytes], Awaitable[None]]
+METHODS: dict[str, Method] = {
+    "EHLO": Conversation.ehlo,
+    "HELO": Conversation.helo,
+    "MAIL": Conversation.mail,
+    "RCPT": Conversation.rcpt,
+    "DATA": Conversation.data,
+    "BDAT": Conversation.bdat,
+    "RSET": Conversation.rset,
+    "NOOP": Conversation.noop,
+    "QUIT": Conversation.quit,
+    "VRFY": Conversation.vrfy,
+    "HELP": Conversation.help,
+    "STARTTLS": Conversation.starttls,
+    "AUTH": Conversation.auth,
+    "EXPN": Conversation.not_offered,
+    "ETRN": Conversation.not_offered,
+    "TURN": Conversation.not_offered,
+    "SEND": Conversation.not_offered,
+    "SOML": Conversation.not_offered,
+    "SAML": Conversation.not_offered,
+}
+HTTP_VERBS = frozenset(("GET", "POST", "PUT", "HEAD", "DELETE", "OPTIONS", "CONNECT", "PATCH", "TRACE"))

@@ -1,0 +1,160 @@
+"""What one listener offers under one configuration: made once, shared by its conversations, never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from smtpd import replies
+from smtpd.auth import Authenticator
+from smtpd.config import Config, Listener, Switches
+from smtpd.content import Budget, Content, Receiver
+from smtpd.delivery import DeliveryAgent
+from smtpd.log import Log
+from smtpd.metrics import Meters
+from smtpd.model import IPAddress, Session
+from smtpd.policy import Policy
+from smtpd.replies import Reply
+from smtpd.routing import Router
+
+_BEFORE_TLS = frozenset(("EHLO", "HELO", "NOOP", "RSET", "QUIT", "HELP", "STARTTLS"))  # RFC 3207 §4
+_BEFORE_AUTH = _BEFORE_TLS | {"AUTH"}  # RFC 6409 §4.3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """The surroundings of a conversation; `ehlo` and the tables of texts are worked out beforehand."""
+
+    listener: str
+    config: Config
+    switches: Switches
+    max_message_size: int
+    policy: Policy
+    router: Router
+    agents: Mapping[str, DeliveryAgent]
+    authenticator: Authenticator | None
+    budget: Budget
+    meters: Meters
+    log: Log
+    carries_utf8: bool
+    greet_delay: float
+    gated: bool
+    """Whether `gate` can ever say no."""
+    max_recipients: int
+    max_transactions: int
+    spawn: Callable[[Coroutine[Any, Any, None]], None]
+    """Runs what nobody waits for, and sees to it that it ends before the server does."""
+    can_start_tls: bool
+    """STARTTLS is offered and there is a certificate."""
+    extensions: frozenset[str]
+    """EHLO keywords that allow parameters of MAIL."""
+    texts: Mapping[str, str]
+    greeting: bytes
+    keywords: str
+    """The EHLO lines that depend on nothing, joined with line breaks."""
+
+    def ehlo(self, session: Session) -> bytes:
+        """The whole EHLO reply for the state the session is in (RFC 5321 §4.1.1.1)."""
+        lines = self.keywords
+        if self.can_start_tls and session.tls is None:
+            lines += "\nSTARTTLS"  # RFC 3207 §4.2: not once it is active
+        if session.login is None and (mechanisms := self.mechanisms(session)):
+            lines += "\nAUTH " + " ".join(mechanisms)
+        return Reply("ehlo", 250, "", lines).plain
+
+    def mechanisms(self, session: Session) -> tuple[str, ...]:
+        """The SASL mechanisms offered now; none without TLS where they would give the password away."""
+        return self.authenticator.mechanisms(session.tls is not None) if self.authenticator is not None else ()
+
+    def gate(self, verb: str, session: Session) -> Reply | None:
+        """What must come before this command: TLS, then a login, where the listener demands them."""
+        switches = self.switches
+        if switches.tls_required and session.tls is None and verb not in _BEFORE_TLS:
+            return replies.TLS_REQUIRED
+        if switches.auth == "required" and session.login is None and verb not in _BEFORE_AUTH:
+            return replies.AUTH_REQUIRED
+        return None
+
+    def content(self) -> Content:
+        """A place for the octets of one message."""
+        limits = self.config.limits
+        return Content(self.budget, in_memory=limits.content_in_memory, spool=self.config.spool)
+
+    def receiver[R: Receiver](self, kind: type[R]) -> R:
+        """A receiver of content with the limits of this listener."""
+        return kind(
+            self.content(),
+            max_size=self.max_message_size,
+            max_line=self.config.max_text_line,
+            bare=self.switches.bare_line_ends,
+        )
+
+    def trusts(self, ip: IPAddress) -> bool:
+        """Whether the address is in `[smtpd] trusted_networks`."""
+        return any(ip in network for network in self.config.trusted_networks)
+
+
+def make_service(
+    name: str,
+    listener: Listener,
+    config: Config,
+    *,
+    policy: Policy,
+    router: Router,
+    agents: Mapping[str, DeliveryAgent],
+    authenticator: Authenticator | None,
+    has_certificate: bool,
+    budget: Budget,
+    meters: Meters,
+    log: Log,
+    spawn: Callable[[Coroutine[Any, Any, None]], None],
+    greet_delay: float = 0.0,
+) -> Service:
+    """Work out what the listener `name` offers."""
+    switches = listener.switches()
+    utf8 = switches.smtputf8 and all(agent.carries_utf8 for agent in agents.values())
+    size = config.max_message_size if listener.max_message_size is None else listener.max_message_size
+    offers_auth = switches.auth != "off" and authenticator is not None
+    extensions = {"SIZE", "8BITMIME"} | ({"SMTPUTF8"} if utf8 else set()) | ({"AUTH"} if offers_auth else set())
+    return Service(
+        listener=name,
+        config=config,
+        switches=switches,
+        max_message_size=size,
+        policy=policy,
+        router=router,
+        agents=agents,
+        authenticator=authenticator if offers_auth else None,
+        budget=budget,
+        meters=meters,
+        log=log,
+        carries_utf8=utf8,
+        greet_delay=greet_delay,
+        gated=switches.tls_required or switches.auth == "required",
+        max_recipients=config.max_recipients,
+        max_transactions=config.limits.messages_per_session,
+        spawn=spawn,
+        can_start_tls=switches.tls == "starttls" and has_certificate,
+        extensions=frozenset(extensions),
+        texts=config.replies,
+        greeting=replies.GREETING(hostname=config.hostname).encode("", config.replies),
+        keywords="\n".join(_keywords(config, switches, size, utf8)),
+    )
+
+
+def _keywords(config: Config, switches: Switches, size: int, utf8: bool) -> Iterable[str]:
+    yield config.hostname
+    if switches.pipelining:
+        yield "PIPELINING"
+    yield f"SIZE {size}"
+    yield "8BITMIME"
+    yield "ENHANCEDSTATUSCODES"
+    if switches.chunking:
+        yield "CHUNKING"
+    if utf8:
+        yield "SMTPUTF8"
+    limits = [f"RCPTMAX={config.max_recipients}"]
+    if config.limits.messages_per_session:
+        limits.append(f"MAILMAX={config.limits.messages_per_session}")
+    yield "LIMITS " + " ".join(limits)  # RFC 9422 §4
