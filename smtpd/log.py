@@ -187,11 +187,11 @@ class _Lines:
         for name, value in fields.items():
             start = names.get(name)
             if start is not None and isinstance(value, str) and len(value) <= MAX_TEXT:
-                add(start)
-                add(quote(value))
+                add(start + quote(value))
             elif start is not None and type(value) is int and -_HUGE < value < _HUGE:
-                add(start)
-                add(str(value))
+                add(f"{start}{value}")
+            elif start is not None and type(value) is float and -_HUGE < value < _HUGE:
+                add(f"{start}{value:.6f}")
             else:
                 add(self._careful(name, value))
         if exception is not None:
