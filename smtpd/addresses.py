@@ -20,6 +20,7 @@ import idna
 MAX_LOCAL = 64  # octets, RFC 5321 §4.5.3.1.1
 MAX_DOMAIN = 255  # octets, RFC 5321 §4.5.3.1.2
 MAX_PATH = 256  # octets, the angle brackets included, RFC 5321 §4.5.3.1.3
+MAX_LABEL = 63  # octets, the limit of DNS
 
 _ATEXT = r"A-Za-z0-9!#$%&'*+\-/=?^_`{|}~"
 # UTF8-non-ascii of RFC 6531 §3.3 without the C1 controls, the line and paragraph separators and
@@ -27,9 +28,12 @@ _ATEXT = r"A-Za-z0-9!#$%&'*+\-/=?^_`{|}~"
 _BEYOND_ASCII = "\xa0-\u2027\u202a-\ud7ff\ue000-\U0010ffff"
 # RFC 5321 knows no underscore in a domain, but hosts with one exist and send mail (Postfix and Exim take
 # them too); the name goes to DNS as it is, so nothing is lost by letting it pass unless `strict`.
-_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_\-]{0,61}[A-Za-z0-9_])?"
+_LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_\-]{0,61}[A-Za-z0-9_])?")
 
-_PLAIN = re.compile(rf"<(([{_ATEXT}]++(?:\.[{_ATEXT}]++)*+)@((?:{_LABEL}\.)*+{_LABEL}))>")
+# Nearly all mail. It does not count the octets of a label: `parse_path` takes only domains no longer than one.
+_PLAIN = re.compile(
+    rf"<(([{_ATEXT}]++(?:\.[{_ATEXT}]++)*+)@([A-Za-z0-9_]++(?:(?:\.|-++)[A-Za-z0-9_]++)*+))>"
+)
 _PATH = re.compile(
     r"<(?P<route>@[^\s<>@,:\"\[\]]+(?:,@[^\s<>@,:\"\[\]]+)*:)?"
     r"(?P<mailbox>"
@@ -39,7 +43,6 @@ _PATH = re.compile(
 )
 _DOT_STRING = re.compile(rf"[{_ATEXT}{_BEYOND_ASCII}]+(?:\.[{_ATEXT}{_BEYOND_ASCII}]+)*")
 _QUOTED_PAIR = re.compile(r"\\(.)")
-_LDH_LABEL = re.compile(_LABEL)
 _IPV4 = re.compile(r"[0-9.]{7,15}")
 _IPV6 = re.compile(r"ipv6:([0-9a-f:.]{2,45})")
 
@@ -82,7 +85,7 @@ class Address:
 
     @property
     def local_key(self) -> str:
-        """The local part for look-ups: Unicode form NFC (RFC 6531 §3.4 leans on RFC 5198), case folded."""
+        """The local part for look-ups: Unicode form NFC (RFC 6532 §3.1), case folded."""
         local = self.local
         if local.isascii():
             return local.lower()
@@ -105,7 +108,7 @@ def parse_path(text: str, *, strict: bool = False) -> tuple[Address, str]:
     """Read a path in angle brackets from the start of `text`; return the address and what stands behind ">".
 
     "<>" gives `Address.null`, "<Postmaster>" in any case an address without a domain (RFC 5321 §4.5.1).
-    A source route is checked and dropped (RFC 5321 §4.1.1.3, appendix C). An address without brackets is
+    A source route is checked and dropped (RFC 5321 §4.1.1.3). An address without brackets is
     refused: every client in use sends them, and without them parameters could not be told from the path.
     `strict` also refuses underscores in a domain and names that are not yet in the form of IDNA 2008.
 
@@ -115,7 +118,7 @@ def parse_path(text: str, *, strict: bool = False) -> tuple[Address, str]:
     if match is None or strict:
         return _parse_any_path(text, strict)
     mailbox, local, domain = match.groups()
-    if len(local) > MAX_LOCAL or len(mailbox) > MAX_PATH - 2:
+    if len(local) > MAX_LOCAL or len(domain) > MAX_LABEL:
         return _parse_any_path(text, strict)
     return Address(local, domain.lower(), mailbox), text[match.end() :]
 
@@ -192,7 +195,7 @@ def _domain(text: str, strict: bool) -> str:
     if len(domain) > MAX_DOMAIN:
         raise AddressError(f"the domain is longer than {MAX_DOMAIN} octets")
     for label in domain.split("."):
-        if _LDH_LABEL.fullmatch(label) is None:
+        if _LABEL.fullmatch(label) is None:
             raise AddressError(_why_no_label(label))
     if strict and "_" in domain:
         raise AddressError("the domain has an underscore")
@@ -202,15 +205,15 @@ def _domain(text: str, strict: bool) -> str:
 def _why_no_label(label: str) -> str:
     if not label:
         return "the domain has an empty label"
-    if len(label) > 63:
-        return "the domain has a label longer than 63 octets"
+    if len(label) > MAX_LABEL:
+        return f"the domain has a label longer than {MAX_LABEL} octets"
     if label.startswith("-") or label.endswith("-"):
         return "a label of the domain starts or ends with a hyphen"
     return "the domain has a character that no host name has"
 
 
 def _to_ascii(text: str, strict: bool) -> str:
-    """Turn U-labels into A-labels (RFC 5891); ASCII labels pass, `_domain` looks at them."""
+    """Turn U-labels into A-labels (RFC 6531 §3.2, RFC 5890); ASCII labels pass, `_domain` looks at them."""
     try:
         # RFC 6531 §3.3 asks for ready U-labels. People type capitals, full-width letters and ideographic
         # dots, so the mapping of UTS 46 (the one of browsers) comes first unless strict.
