@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MAX_CREDENTIAL = 1024  # octets of a name or a password; RFC 4616 §2 asks for 255
 
+
 class Busy(Exception):  # noqa: N818 - a state, not a mistake
     """More logins wait to be checked than we let wait: the client may try again."""
 
@@ -46,9 +47,7 @@ class Mechanism:
     plaintext: ClassVar[bool] = False
     """The password crosses the wire readably: never without TLS (RFC 4954 §4)."""
 
-    async def authenticate(
-        self, exchange: Exchange, initial: bytes | None, authenticator: Authenticator
-    ) -> str:
+    async def authenticate(self, exchange: Exchange, initial: bytes | None, authenticator: Authenticator) -> str:
         """Have the dialog, return the canonical login; `initial` is the decoded initial response."""
         raise NotImplementedError
 
@@ -59,9 +58,7 @@ class Plain(Mechanism):
     name = "PLAIN"
     plaintext = True
 
-    async def authenticate(
-        self, exchange: Exchange, initial: bytes | None, authenticator: Authenticator
-    ) -> str:
+    async def authenticate(self, exchange: Exchange, initial: bytes | None, authenticator: Authenticator) -> str:
         """See `Mechanism`; acting for somebody else is not offered."""
         response = await exchange.challenge(b"") if initial is None else initial
         parts = response.split(b"\0")
@@ -79,9 +76,7 @@ class Login(Mechanism):
     name = "LOGIN"
     plaintext = True
 
-    async def authenticate(
-        self, exchange: Exchange, initial: bytes | None, authenticator: Authenticator
-    ) -> str:
+    async def authenticate(self, exchange: Exchange, initial: bytes | None, authenticator: Authenticator) -> str:
         """See `Mechanism`; an empty initial response counts as none."""
         user = _decode_text(initial or await exchange.challenge(b"Username:"))
         password = _decode_text(await exchange.challenge(b"Password:"))
@@ -258,7 +253,7 @@ class Authenticator:
     def _report_broken(self, provider: str, error: Exception) -> None:
         if provider not in self._broken:
             self._broken.add(provider)
-            self._log.error("auth-provider-broken", provider=provider, error=f"{type(error).__name__}: {error}")
+            self._log.error("auth-provider-broken", provider=provider, exception=error)
 
 
 class Workers:

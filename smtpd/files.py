@@ -13,6 +13,8 @@ class Stamp:
     modified_ns: int
     inode: int
     size: int
+    mode: int
+    """Permission bits; giving or taking them is a change, too."""
 
 
 def stamp(path: Path) -> Stamp | None:
@@ -58,7 +60,7 @@ def replace(path: Path, content: bytes, *, mode: int, owner: tuple[int, int] | N
 
 
 def _stamp(status: os.stat_result) -> Stamp:
-    return Stamp(status.st_mtime_ns, status.st_ino, status.st_size)
+    return Stamp(status.st_mtime_ns, status.st_ino, status.st_size, status.st_mode & 0o7777)
 
 
 def _sync_directory(directory: Path) -> None:

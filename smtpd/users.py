@@ -116,6 +116,7 @@ class UserFile(CredentialProvider):
         self._workers = Workers(f"auth-{name}", threads=options.threads, waiting=options.waiting)
         self._recent = RecentLogins(options.remember)
         self._loaded: tuple[files.Stamp, Users] | None = None
+        self._reported: files.Stamp | None = None
 
     async def start(self) -> None:
         """Read the file for the first time; UserFileError when there is none."""
@@ -123,6 +124,7 @@ class UserFile(CredentialProvider):
             await self._workers.run(self._current)
         except (OSError, ValueError) as error:
             raise UserFileError(_explain(self._path, error)) from error
+        self._report()
 
     async def stop(self) -> None:
         """Let the threads go."""
@@ -138,7 +140,9 @@ class UserFile(CredentialProvider):
 
     async def check_password(self, user: str, password: str) -> str | None:
         """See `CredentialProvider`; an unknown user costs one hash as well."""
-        return await self._workers.run(partial(self._check, user, password))
+        login = await self._workers.run(partial(self._check, user, password))
+        self._report()
+        return login
 
     def _check(self, user: str, password: str) -> str | None:
         users = self._current()
@@ -160,16 +164,19 @@ class UserFile(CredentialProvider):
         content, stamp = files.read(self._path, max_bytes=MAX_FILE)
         users = parse(content, self._cost)
         self._loaded = (stamp, users)
-        self._report(users)
         return users
 
-    def _report(self, users: Users) -> None:
-        log = self.services.log
-        log.info("users-loaded", path=str(self._path), users=len(users.hashes))
+    def _report(self) -> None:
+        """Say what a file read anew holds; on the event loop's thread, where logging belongs."""
+        if self._loaded is None or self._loaded[0] == self._reported:
+            return
+        self._reported, users = self._loaded
+        log, path = self.services.log, str(self._path)
+        log.info("users-loaded", path=path, users=len(users.hashes))
         if users.problems:
-            log.warning("users-file-problems", path=str(self._path), problems="; ".join(users.problems[:5]))
-        if self._path.stat().st_mode & 0o007:
-            log.warning("users-file-open-to-others", path=str(self._path), advice="chmod o= on it")
+            log.warning("users-file-problems", path=path, problems="; ".join(users.problems[:5]))
+        if self._reported.mode & 0o007:
+            log.warning("users-file-open-to-others", path=path, advice="take the rights of others away: chmod o=")
 
 
 class RecentLogins:
