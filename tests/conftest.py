@@ -12,8 +12,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
+import venv
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +86,54 @@ def directory() -> Iterator[Path]:
     path.chmod(0o755)
     yield path
     shutil.rmtree(path, ignore_errors=True)
+
+
+class Workshop:
+    """Builds and installs distributions, without a network and away from the checkout."""
+
+    def __init__(self, folder: Path) -> None:
+        self.dependencies = folder / "dependencies"
+        self.dependencies.mkdir()
+        ours = ("smtpd", "__editable__")
+        for entry in Path(sysconfig.get_path("purelib")).iterdir():
+            if not entry.name.startswith(ours):
+                (self.dependencies / entry.name).symlink_to(entry)
+
+    def copy(self, folder: Path, *names: str) -> None:
+        """Copy files and folders of the checkout: building leaves things behind."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for source in (TOP / name for name in names):
+            if source.is_dir():
+                ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "build")
+                shutil.copytree(source, folder / source.name, ignore=ignored)
+            else:
+                shutil.copy(source, folder)
+
+    def run(self, *command: str | Path, folder: Path) -> str:
+        """Run a program to its good end; what it printed."""
+        words = [str(word) for word in command]
+        result = subprocess.run(words, cwd=folder, text=True, capture_output=True, timeout=300, check=False)
+        assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+        return result.stdout
+
+    def environment(self, folder: Path, *installed: str | Path) -> Path:
+        """A virtual environment with our dependencies and `installed` (pip's arguments), but not us; its Python.
+
+        The dependencies are links to those of this environment.
+        """
+        venv.create(folder, with_pip=False, symlinks=True)
+        purelib = sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)})
+        Path(purelib, "dependencies.pth").write_text(f"{self.dependencies}\n", encoding="utf-8")
+        python = folder / "bin" / "python"
+        quietly = ("--quiet", "--disable-pip-version-check", "--no-index", "--no-deps", "--no-build-isolation")
+        pip = (sys.executable, "-m", "pip", "--python", python, "install", *quietly)
+        self.run(*pip, *installed, folder=folder)
+        return python
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("workshop"))
 
 
 PLACES = {
@@ -191,14 +241,14 @@ class Server:
     login = "alice@example.test"
     password = "correct horse"
 
-    def __init__(self, config: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, config: Path, python: str, environment: Mapping[str, str]) -> None:
         self.config = config
         self.log: list[dict[str, Any]] = []
         self.output: list[str] = []
         self._changed = threading.Condition()
         self._ended = False
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "smtpd", "serve", "--config", str(config)],
+            [python, "-m", "smtpd", "serve", "--config", str(config)],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             cwd=config.parent, env={**os.environ, **environment},
         )  # fmt: skip
@@ -266,19 +316,23 @@ def serve(directory: Path, certificates: Certificates) -> Iterator[Callable[...,
     """Start servers: `serve()`, `serve({"smtpd": {"max_recipients": 5}})` or `serve("whole TOML text")`.
 
     A table is laid over the default configuration, and None takes a key away. `environment` is added
-    to that of the process; `wait=False` returns before the server is ready.
+    to that of the process, `python` runs it; `wait=False` returns before the server is ready.
     """
     started: list[Server] = []
 
     def start(
-        config: str | Table | None = None, *, environment: Mapping[str, str] | None = None, wait: bool = True
+        config: str | Table | None = None,
+        *,
+        environment: Mapping[str, str] | None = None,
+        python: str = sys.executable,
+        wait: bool = True,
     ) -> Server:
         if not isinstance(config, str):
             config = "\n".join(toml_lines(merge(default_tables(directory, certificates), config or {}))) + "\n"
         path = directory / f"config{len(started) or ''}.toml"
         path.write_text(config, encoding="utf-8")
         (directory / "users").write_text(f"{Server.login}:{cheap_hash(Server.password)}\n")
-        server = Server(path, environment or {})
+        server = Server(path, python, environment or {})
         started.append(server)
         if wait:
             server.wait_for("ready")

@@ -186,10 +186,3 @@ def test_plugin_file_is_its_own_manual_page_and_entry_point(path: Path) -> None:
     module = ".".join(path.relative_to(TOP).with_suffix("").parts)
     assert len((ast.get_docstring(parse(path)) or "").splitlines()) >= 3
     assert module in {value.partition(":")[0] for _, _, value in declared_entry_points()}
-
-
-def test_every_package_is_in_the_distribution() -> None:
-    tables = tomllib.loads((TOP / "pyproject.toml").read_text(encoding="utf-8"))
-    folders = {path.parent for path in PRODUCT}
-    packages = {".".join(folder.relative_to(TOP).parts) for folder in folders}
-    assert packages == set(tables["tool"]["setuptools"]["packages"])
