@@ -1,8 +1,8 @@
 """Filters, delivery agents and auth providers are found by entry point, ours and third parties' alike.
 
-    PluginError
-    +-- UnknownPlugin    nothing of this name is installed
-    +-- BrokenPlugin     it is installed, but cannot be imported or is not what it should be
+PluginError
++-- UnknownPlugin    nothing of this name is installed
++-- BrokenPlugin     it is installed, but cannot be imported or is not what it should be
 """
 
 import sys

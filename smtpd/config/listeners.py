@@ -73,9 +73,7 @@ class Switches:
 
 
 PRESETS: Mapping[Mode, Switches] = {
-    "smtp": Switches(
-        tls="starttls", tls_required=False, auth="off", bare_line_ends="reject", session_tickets=False
-    ),
+    "smtp": Switches(tls="starttls", tls_required=False, auth="off", bare_line_ends="reject", session_tickets=False),
     "smtps": Switches(
         tls="implicit", tls_required=True, auth="required", bare_line_ends="normalise", session_tickets=True
     ),

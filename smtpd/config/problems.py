@@ -1,6 +1,6 @@
 """Mistakes of the operator: where they are, what is wrong, what was probably meant.
 
-    ConfigError    all mistakes of one configuration at once
+ConfigError    all mistakes of one configuration at once
 """
 
 import re
@@ -105,5 +105,5 @@ def dotted(path: Path) -> str:
 def closest(word: object, known: Iterable[str]) -> str | None:
     """The known word that was probably meant."""
     folded = {name.lower(): name for name in known}
-    matches = get_close_matches(word.lower(), list(folded), n=1) if isinstance(word, str) else []
+    matches = get_close_matches(word.lower(), list(folded), n=1, cutoff=0.65) if isinstance(word, str) else []
     return folded[matches[0]] if matches else None
