@@ -43,7 +43,6 @@ _PATH = re.compile(
 )
 _DOT_STRING = re.compile(rf"[{_ATEXT}{_BEYOND_ASCII}]+(?:\.[{_ATEXT}{_BEYOND_ASCII}]+)*")
 _QUOTED_PAIR = re.compile(r"\\(.)")
-_IPV4 = re.compile(r"[0-9.]{7,15}")
 _IPV6 = re.compile(r"ipv6:([0-9a-f:.]{2,45})")
 
 
@@ -232,13 +231,9 @@ def _literal(text: str) -> str:
     inner = text[1:-1].lower() if text.endswith("]") else ""
     ipv6 = _IPV6.fullmatch(inner)
     try:
-        if ipv6 is not None:
-            return f"[ipv6:{IPv6Address(ipv6[1])}]"
-        if _IPV4.fullmatch(inner) is not None:
-            return f"[{IPv4Address(inner)}]"
+        return f"[ipv6:{IPv6Address(ipv6[1])}]" if ipv6 is not None else f"[{IPv4Address(inner)}]"
     except AddressValueError:
-        pass
-    raise AddressError("the address literal is neither IPv4 nor IPv6")
+        raise AddressError("the address literal is neither IPv4 nor IPv6") from None
 
 
 def _octets(text: str) -> int:
