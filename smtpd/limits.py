@@ -1,0 +1,118 @@
+"""What clients may use up: connections, memory for content, and time for slow data. Pure, no clock of its own.
+
+Everywhere 0 means no limit. The limits are plain attributes: a reload sets them, what is counted stays.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Literal
+
+ConnectionRefusal = Literal["total", "address"]
+
+_MAPPED_IPV4 = bytes(10) + b"\xff\xff"  # RFC 4291 §2.5.5.2
+
+
+class ConnectionLimits:
+    """Counts open connections, all together and per client; an IPv6 client is its /64 network."""
+
+    __slots__ = ("_per_client", "active", "per_ip", "total")
+
+    def __init__(self, total: int, per_ip: int) -> None:
+        self.total = total
+        self.per_ip = per_ip
+        self.active = 0
+        self._per_client: dict[str | bytes, int] = {}
+
+    def admit(self, ip: str) -> ConnectionRefusal | None:
+        """Count a new connection, or say which limit it would break; then it is not counted."""
+        if self.total and self.active >= self.total:
+            return "total"
+        client = _client(ip)
+        held = self._per_client.get(client, 0)
+        if self.per_ip and held >= self.per_ip:
+            return "address"
+        self._per_client[client] = held + 1
+        self.active += 1
+        return None
+
+    def release(self, ip: str) -> None:
+        """An admitted connection is over; ValueError when none from this client was admitted."""
+        client = _client(ip)
+        held = self._per_client.get(client, 0)
+        if held == 0:
+            raise ValueError(f"no connection from {ip} was admitted")
+        if held == 1:
+            del self._per_client[client]
+        else:
+            self._per_client[client] = held - 1
+        self.active -= 1
+
+    @property
+    def clients(self) -> int:
+        """How many different clients are connected."""
+        return len(self._per_client)
+
+
+class ContentBudget:
+    """Memory for the content of all messages in flight, bytes."""
+
+    __slots__ = ("limit", "used")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+
+    def take(self, size: int) -> bool:
+        """Reserve `size` bytes; False when that much is not left, then nothing is reserved."""
+        if self.limit and self.used + size > self.limit:
+            return False
+        self.used += size
+        return True
+
+    def give(self, size: int) -> None:
+        """Give reserved bytes back; ValueError for more than was taken."""
+        if size > self.used:
+            raise ValueError(f"{size} bytes given back, {self.used} taken")
+        self.used -= size
+
+
+class DataRate:
+    """Watches how fast content arrives: whole windows one after the other, so a stall shows within two.
+
+    `min_rate` in bytes per second, `window` in seconds; times are seconds of any steady clock. The first
+    call starts the first window.
+    """
+
+    __slots__ = ("_octets", "_started", "min_rate", "window")
+
+    def __init__(self, min_rate: float, window: float = 60.0) -> None:
+        self.min_rate = min_rate
+        self.window = window
+        self._started: float | None = None
+        self._octets = 0
+
+    def too_slow(self, now: float, octets: int) -> bool:
+        """Add octets that just arrived (0 to ask only): True when a window ended below the rate."""
+        self._octets += octets
+        if self._started is None:
+            self._started = now
+        passed = now - self._started
+        if passed < self.window:
+            return False
+        slow = self._octets < self.min_rate * passed
+        self._started = now
+        self._octets = 0
+        return slow
+
+
+def _client(ip: str) -> str | bytes:
+    if ":" not in ip:
+        return ip
+    try:
+        packed = socket.inet_pton(socket.AF_INET6, ip.partition("%")[0])
+    except OSError:
+        return ip
+    if packed.startswith(_MAPPED_IPV4):
+        return socket.inet_ntop(socket.AF_INET, packed[12:])
+    return packed[:8]
