@@ -19,7 +19,7 @@ from smtpd.addresses import Address
 
 if TYPE_CHECKING:
     from smtpd.commands import MailCommand
-    from smtpd.policy import Held
+    from smtpd.policy import Decision, Held, Lookup
 
 IPAddress = IPv4Address | IPv6Address
 
@@ -66,6 +66,11 @@ class Facts:
             return found
         return self._parent.get(kind) if self._parent is not None else None
 
+    def discard(self, kind: type) -> None:
+        """Forget the finding of this type, if there is one here."""
+        if self._found is not None:
+            self._found.pop(kind, None)
+
     def __iter__(self) -> Iterator[object]:
         yield from (self._found or {}).values()
 
@@ -105,7 +110,11 @@ class Session:
     facts: Facts = field(default_factory=Facts)
     labels: frozenset[str] = frozenset()
     held: list[Held] | None = None
-    """Refusals decided but not yet spoken; owned by `policy.py`."""
+    """Refusals decided but not yet spoken; owned by `policy`, like the two below."""
+    pending: list[Lookup] | None = None
+    """Questions to filters that are not answered yet."""
+    trace: list[Decision] | None = None
+    """What filters decided about the connection, oldest first; for the log."""
     errors: int = 0
     auth_failures: int = 0
     messages: int = 0
@@ -165,6 +174,9 @@ class Transaction:
     facts: Facts = field(default_factory=Facts)
     labels: frozenset[str] = frozenset()
     held: list[Held] | None = None
+    """Like the session's, and the two below."""
+    pending: list[Lookup] | None = None
+    trace: list[Decision] | None = None
     started: float = 0.0
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Where verdicts become one reply. Filters judge, the operator decides."""
+"""What a filter is and what it can say. Filters judge, the operator decides."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 class Verdict:
     """What a filter thinks: no reply is a pass, 4xx defers, 5xx refuses.
 
-    `labels` mark without refusing; `headers` are complete (name, value) pairs for the top of the
-    message; `recipients` limits the verdict to some, None means all.
+    `labels` mark without refusing. `headers` are (name, value) pairs for the top of the message; the
+    value may be folded, any other line break in it becomes a space. `recipients` limits the verdict to
+    some, None means all; a verdict of `on_rcpt` is about the recipient asked for, unless it says
+    otherwise. Headers of a limited verdict are added only if it holds for all recipients of the
+    message: nobody may read there who else received it.
     """
 
     reply: Reply | None = None
@@ -32,17 +35,12 @@ class Verdict:
 PASS = Verdict()
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A refusal that was decided and waits for its `act_at`."""
-
-    filter: str
-    reply: Reply
-    recipients: frozenset[Recipient] | None = None
-
-
 class Filter:
-    """One check. Override at most three of the hooks; all are no-ops here."""
+    """One check. Override at most three of the hooks; all are no-ops here.
+
+    An exception or an answer that comes too late never refuses: it is logged, and the operator's
+    `on_error` says whether the mail goes on or hears 451.
+    """
 
     name: ClassVar[str] = ""
     Options: ClassVar[type[FilterOptions]] = FilterOptions
@@ -61,6 +59,10 @@ class Filter:
         self.table = name
         self.options = options
         self.services = services
+
+    def can_refuse(self) -> bool:
+        """Whether its options let it refuse at all; one that only marks is not waited for before the data."""
+        return True
 
     async def start(self) -> None:
         """Get ready before the first connection; an exception keeps the server from starting."""
