@@ -63,18 +63,18 @@ class ContentBudget:
         self.limit = limit
         self.used = 0
 
-    def take(self, size: int) -> bool:
-        """Reserve `size` bytes; False when that much is not left, then nothing is reserved."""
-        if self.limit and self.used + size > self.limit:
+    def take(self, octets: int) -> bool:
+        """Reserve `octets` bytes; False when that much is not left, then nothing is reserved."""
+        if self.limit and self.used + octets > self.limit:
             return False
-        self.used += size
+        self.used += octets
         return True
 
-    def give(self, size: int) -> None:
+    def give(self, octets: int) -> None:
         """Give reserved bytes back; ValueError for more than was taken."""
-        if size > self.used:
-            raise ValueError(f"{size} bytes given back, {self.used} taken")
-        self.used -= size
+        if octets > self.used:
+            raise ValueError(f"{octets} bytes given back, {self.used} taken")
+        self.used -= octets
 
 
 class DataRate:
