@@ -185,7 +185,7 @@ class _Lines:
         add = parts.append
         names, quote = self._plain_names, self._quote
         for name, value in fields.items():
-            start = names.get(name)
+            start = names.get(name) or self._learned(name)
             if start is not None and isinstance(value, str) and len(value) <= MAX_TEXT:
                 add(start + quote(value))
             elif start is not None and type(value) is int and -_HUGE < value < _HUGE:
@@ -218,19 +218,22 @@ class _Lines:
         return text
 
     def _careful(self, name: str, value: object) -> str:
-        start = self._plain_names.get(name) or self._name(name)
+        start = self._plain_names.get(name) or self._start(name)
         value = self._redaction.shown(name, value)
         if isinstance(value, str):
             return start + self._quote(value)
         return start + _ENCODER.encode(value)
 
-    def _name(self, name: str) -> str:
+    def _learned(self, name: str) -> str | None:
+        """How a field begins whose values need no redaction; None for all others, and when there are too many."""
+        if len(self._plain_names) >= MAX_NAMES or not self._redaction.is_plain(name):
+            return None
+        return self._plain_names.setdefault(name, self._start(name))
+
+    def _start(self, name: str) -> str:
         shown = _ODD_NAME.sub("_", name[:MAX_TEXT])
         shown = f"{shown}_" if shown in _RESERVED else shown
-        start = f',"{shown}":' if self._json else f" {shown}="
-        if self._redaction.is_plain(name) and len(self._plain_names) < MAX_NAMES:
-            self._plain_names[name] = start
-        return start
+        return f',"{shown}":' if self._json else f" {shown}="
 
     def _traceback(self, exception: BaseException) -> str:
         text = "".join(traceback.format_exception(exception)).rstrip("\n")
