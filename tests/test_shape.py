@@ -88,17 +88,19 @@ def undocumented(tree: ast.Module) -> Iterator[str]:
 def undocumented_below(node: Function | ast.ClassDef, prefix: str) -> Iterator[str]:
     if node.name.startswith("_"):
         return
-    if ast.get_docstring(node) is None and not inherits_its_docstring(node):
+    if ast.get_docstring(node) is None and not speaks_for_itself(node):
         yield prefix + node.name
     for child in node.body if isinstance(node, ast.ClassDef) else []:
         if isinstance(child, Function | ast.ClassDef):
             yield from undocumented_below(child, f"{prefix}{node.name}.")
 
 
-def inherits_its_docstring(node: Function | ast.ClassDef) -> bool:
-    # A setter, an overload or an @override says nothing that its first definition does not say.
+def speaks_for_itself(node: Function | ast.ClassDef) -> bool:
+    # A setter, an overload or an @override says nothing that its first definition does not say,
+    # and a member of a protocol that is just `...` says it with its name and type.
     marks = [ast.unparse(mark) for mark in node.decorator_list]
-    return any(mark.endswith((".setter", "override", "overload")) for mark in marks)
+    is_stub = isinstance(node, Function) and [ast.unparse(statement) for statement in node.body] == ["..."]
+    return is_stub or any(mark.endswith((".setter", "override", "overload")) for mark in marks)
 
 
 @each(PRODUCT)
