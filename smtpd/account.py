@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from smtpd import replies
 from smtpd.addresses import Address
+from smtpd.metrics import AuthResult
 from smtpd.model import Session, TlsInfo, Transaction
 from smtpd.replies import Reply
 from smtpd.service import Service
 
-_LOGIN_RESULTS = {
-    replies.AUTH_OK.key: "accepted",
-    replies.AUTH_FAILED.key: "refused",
-    replies.AUTH_BACKEND_DOWN.key: "error",
+_LOGIN_RESULTS: dict[str, AuthResult] = {
+    replies.AUTH_OK.key: "ok",
+    replies.AUTH_FAILED.key: "failed",
+    replies.AUTH_BACKEND_DOWN.key: "unavailable",
+    replies.AUTH_CANCELLED.key: "cancelled",
 }
 
 
@@ -74,9 +78,9 @@ class Account:
 
     def login(self, mechanism: str, reply: Reply, user: str | None = None) -> None:
         """AUTH ended; the line is what fail2ban looks for."""
-        result = _LOGIN_RESULTS.get(reply.key, "aborted")
+        result = _LOGIN_RESULTS.get(reply.key, "malformed")
         self._service.meters.auth(mechanism, result)
-        log = self._service.log.info if result == "accepted" else self._service.log.warning
+        log = self._service.log.info if result == "ok" else self._service.log.warning
         log("login", **self._who(None), mechanism=mechanism, result=result, login=self._session.login)
 
     def secured(self, tls: TlsInfo) -> None:
@@ -107,9 +111,9 @@ class Account:
         if self._service.log.wants_connections:
             self._service.log.info("disconnected", **self._who(None), messages=self._session.messages)
 
-    def _who(self, mail: Transaction | None) -> dict[str, object]:
+    def _who(self, mail: Transaction | None) -> dict[str, Any]:
         session = self._session
-        who: dict[str, object] = {
+        who: dict[str, Any] = {
             "trace": mail.id if mail is not None else session.id,
             "session": session.id,
             "listener": session.listener,
@@ -121,8 +125,8 @@ class Account:
         return who
 
 
-def _judged(reply: Reply, mail: Transaction | None) -> dict[str, object]:
-    judged: dict[str, object] = {}
+def _judged(reply: Reply, mail: Transaction | None) -> dict[str, Any]:
+    judged: dict[str, Any] = {}
     if "filter" in reply.values:
         judged["filter"] = reply.values["filter"]
     if mail is not None:

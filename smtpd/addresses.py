@@ -17,7 +17,9 @@ from typing import ClassVar
 
 import idna
 
-MAX_LOCAL = 64  # octets, RFC 5321 §4.5.3.1.1
+# Octets. RFC 5321 §4.5.3.1.1: what must at least be taken; senders that put the recipient's address into their
+# own (VERP, SRS) need more, so only the limit of the whole path counts unless `strict`.
+MAX_LOCAL = 64
 MAX_DOMAIN = 255  # octets, RFC 5321 §4.5.3.1.2
 MAX_PATH = 256  # octets, the angle brackets included, RFC 5321 §4.5.3.1.3
 MAX_LABEL = 63  # octets, the limit of DNS
@@ -109,7 +111,8 @@ def parse_path(text: str, *, strict: bool = False) -> tuple[Address, str]:
     "<>" gives `Address.null`, "<Postmaster>" in any case an address without a domain (RFC 5321 §4.5.1).
     A source route is checked and dropped (RFC 5321 §4.1.1.3). An address without brackets is
     refused: every client in use sends them, and without them parameters could not be told from the path.
-    `strict` also refuses underscores in a domain and names that are not yet in the form of IDNA 2008.
+    `strict` also refuses local parts over 64 octets, underscores in a domain, and names that are not yet in
+    the form of IDNA 2008.
 
     Raises AddressError.
     """
@@ -117,7 +120,7 @@ def parse_path(text: str, *, strict: bool = False) -> tuple[Address, str]:
     if match is None or strict:
         return _parse_any_path(text, strict)
     mailbox, local, domain = match.groups()
-    if len(local) > MAX_LOCAL or len(domain) > MAX_LABEL:
+    if match.end() > MAX_PATH or len(domain) > MAX_LABEL:
         return _parse_any_path(text, strict)
     return Address(local, domain.lower(), mailbox), text[match.end() :]
 
@@ -154,7 +157,7 @@ def _parse_any_path(text: str, strict: bool) -> tuple[Address, str]:
     if match["route"] is not None:
         for name in match["route"][1:-1].split(",@"):
             _domain(name, strict)
-    local = _local(match["local"])
+    local = _local(match["local"], strict)
     rest = text[match.end() :]
     if match["domain"] is None:
         if match["local"].lower() != "postmaster" or match["route"] is not None:
@@ -171,12 +174,12 @@ def _why_no_path(text: str) -> str:
     return "it does not read local-part@domain"
 
 
-def _local(text: str) -> str:
+def _local(text: str, strict: bool) -> str:
     local = _QUOTED_PAIR.sub(r"\1", text[1:-1]) if text.startswith('"') else text
     # `""` is in the grammar of RFC 5321 §4.1.2, but it names nobody: no mail system has such a mailbox.
     if not local:
         raise AddressError("the local part is empty")
-    if _octets(local) > MAX_LOCAL:
+    if strict and _octets(local) > MAX_LOCAL:
         raise AddressError(f"the local part is longer than {MAX_LOCAL} octets")
     if local is text and _DOT_STRING.fullmatch(text) is None:
         if "" in text.split("."):

@@ -15,12 +15,12 @@ from typing import Any, Protocol
 from smtpd import replies
 from smtpd.commands import limit_for
 from smtpd.content import Receiver
+from smtpd.limits import DataRate
 from smtpd.model import TlsInfo
 from smtpd.replies import Refused
 
 HIGH_WATER = 1 << 16  # unread octets at which the transport is told to pause
 _HOLD = 1.0  # seconds that replies of a burst may wait for each other
-_GRACE = 60.0  # seconds before the minimum data rate counts
 
 
 class Ended(Exception):  # noqa: N818 - an event, not an error
@@ -164,18 +164,17 @@ class Channel:
     async def receive(self, receiver: Receiver, timeout: float, rate: float) -> None:
         """Feed content until it is complete, found to hold a lone CR or LF, or hopelessly big.
 
-        `timeout` seconds may pass without an octet, and on average `rate` octets per second must come
-        after the first minute (0 switches either off).
+        `timeout` seconds may pass without an octet, and `rate` octets per second must come on average over
+        a minute (0 switches either off).
         """
-        started = self._loop.time()
+        watch = DataRate(rate, self._loop.time())
+        seen = receiver.octets
         while not self._feed(receiver) and not receiver.found_bare_line_end and not receiver.hopeless:
             now = self._loop.time()
+            if rate and watch.too_slow(now, receiver.octets - seen):
+                raise TimedOut(too_slow=True)
+            seen = receiver.octets
             self._deadline = now + timeout if timeout else 0.0
-            if rate:
-                slowest = started + _GRACE + receiver.octets / rate
-                if slowest < now:
-                    raise TimedOut(too_slow=True)
-                self._deadline = min(self._deadline or slowest, slowest)
             await self._input(False)
 
     async def drain(self, receiver: Receiver, seconds: float) -> None:

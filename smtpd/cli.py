@@ -52,7 +52,7 @@ def main() -> None:
 def serve(file: Path | None) -> None:
     """Run the server until SIGTERM or SIGINT; SIGHUP reads the configuration again."""
     from smtpd.config import ConfigError, load
-    from smtpd.server import run
+    from smtpd.process import run
 
     try:
         config = load(file, os.environ)

@@ -126,7 +126,7 @@ def parse_mail(argument: bytes, extensions: frozenset[str], *, strict: bool = Fa
         raise Refused(_NO_DOMAIN)  # RFC 5321 §4.1.1.3: only RCPT knows <Postmaster>
     command = _with_parameters(sender, rest, extensions) if rest else MailCommand(sender)
     if not command.smtputf8 and not sender.is_ascii:
-        raise Refused(replies.NON_ASCII_ADDRESS)
+        raise Refused(replies.NON_ASCII_SENDER)  # RFC 6531 §3.5: 550 for MAIL, 553 for RCPT
     return command
 
 
@@ -143,7 +143,7 @@ def parse_rcpt(argument: bytes, *, smtputf8: bool, strict: bool = False) -> Rcpt
         for name in _parameters(rest, _RCPT_SYNTAX):
             raise Refused(replies.UNKNOWN_PARAMETER(parameter=name))
     if not smtputf8 and not recipient.is_ascii:
-        raise Refused(replies.NON_ASCII_ADDRESS)  # RFC 6531 §3.5
+        raise Refused(replies.NON_ASCII_RECIPIENT)  # RFC 6531 §3.5
     return RcptCommand(recipient)
 
 

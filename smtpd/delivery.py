@@ -110,6 +110,11 @@ class Deliveries:
         self._log = log
         self._opened: dict[str, tuple[Delivery, Transaction]] | None = None
 
+    @property
+    def opened(self) -> bool:
+        """Whether an agent has been asked for a recipient, and must hear when the transaction is given up."""
+        return self._opened is not None
+
     def asks(self, recipient: Recipient) -> bool:
         """Whether `add` has to be awaited; if not, `add_known` does."""
         agent = self._agents.get(recipient.agent)

@@ -55,6 +55,9 @@ class Filter:
     early: ClassVar[bool] = False
     """Its `on_rcpt` runs before held refusals are spoken and before the agent is asked (access lists)."""
 
+    greet_delay: float = 0.0
+    """Seconds the banner waits, so that the filter can see who speaks before it (`session.early`)."""
+
     def __init__(self, name: str, options: FilterOptions, services: Services) -> None:
         self.table = name
         self.options = options

@@ -1,0 +1,133 @@
+"""Everything made from one configuration: agents, filters, logins and one Service per listener.
+
+A reload makes a new generation; the old one stops when its last conversation is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+from smtpd import plugins
+from smtpd.auth import Authenticator, CredentialProvider
+from smtpd.config import Config
+from smtpd.content import Budget
+from smtpd.delivery import DeliveryAgent
+from smtpd.log import Log
+from smtpd.metrics import Meters, Metrics, Slots
+from smtpd.policy import Filter, Policy, Rule
+from smtpd.routing import Router
+from smtpd.service import Service, make_service
+from smtpd.services import Services
+
+Part = DeliveryAgent | Filter | Authenticator
+Spawn = Callable[[Coroutine[Any, Any, None]], None]
+
+
+class Generation:
+    """One configuration at work. Making it can raise PluginError, PolicyError or ValueError, and changes nothing."""
+
+    def __init__(
+        self, config: Config, *, log: Log, metrics: Metrics, slots: Slots, budget: Budget, spawn: Spawn, has_tls: bool
+    ) -> None:
+        self.config = config
+        self._log = log
+        self._started: list[tuple[str, Part]] = []
+        services = Services(hostname=config.hostname, log=log, metrics=metrics)
+        self.agents = _agents(config, services)
+        self.filters = _filters(config, services)
+        self.authenticator = _authenticator(config, services)
+        router = Router(
+            config.domains,
+            config.recipients,
+            config.relay.agent if config.relay else None,
+            postmaster=config.postmaster,
+            separator=config.subaddress_separator,
+            case_sensitive=config.case_sensitive_local_parts,
+        )
+        rules = [(check, Rule.from_options(name, config.filters[name])) for name, check in self.filters.items()]
+        self.services: dict[str, Service] = {
+            name: make_service(
+                name,
+                listener,
+                config,
+                policy=Policy(rules, services=services, listener=name),
+                router=router,
+                agents=self.agents,
+                authenticator=self.authenticator,
+                has_certificate=has_tls,
+                budget=budget,
+                meters=Meters(metrics, name, config.domains, slots),
+                log=log,
+                spawn=spawn,
+                greet_delay=_greet_delay(rules, name),
+            )
+            for name, listener in config.listeners.items()
+        }
+
+    async def start(self) -> None:
+        """Start agents, filters and logins; when one cannot start, those that did are stopped again."""
+        try:
+            for name, part in self._parts():
+                await part.start()
+                self._started.append((name, part))
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Stop what was started, in reverse order; one that fails does not keep the others running."""
+        while self._started:
+            name, part = self._started.pop()
+            try:
+                await part.stop()
+            except Exception as error:
+                self._log.error("stop failed", part=name, exception=error)
+
+    async def problems(self) -> list[str]:
+        """One line for each part that cannot work now."""
+        parts = self._parts()
+        answers = await asyncio.gather(*(part.health() for _, part in parts), return_exceptions=True)
+        return [f"{name}: {answer}" for (name, _), answer in zip(parts, answers, strict=True) if answer is not None]
+
+    def _parts(self) -> Sequence[tuple[str, Part]]:
+        parts: list[tuple[str, Part]] = [(f"agent {name}", agent) for name, agent in self.agents.items()]
+        parts += [(f"filter {name}", check) for name, check in self.filters.items()]
+        if self.authenticator is not None:
+            parts.append(("auth", self.authenticator))
+        return parts
+
+
+def _agents(config: Config, services: Services) -> dict[str, DeliveryAgent]:
+    made = {}
+    for name, options in config.agents.items():
+        agent = plugins.find(plugins.AGENTS, options.type)(name, options, services)
+        assert isinstance(agent, DeliveryAgent)
+        made[name] = agent
+    return made
+
+
+def _filters(config: Config, services: Services) -> dict[str, Filter]:
+    made = {}
+    for name, options in config.filters.items():
+        if options.mode == "off":
+            continue
+        check = plugins.find(plugins.FILTERS, options.type or name)(name, options, services)
+        assert isinstance(check, Filter)
+        made[name] = check
+    return made
+
+
+def _authenticator(config: Config, services: Services) -> Authenticator | None:
+    providers: list[CredentialProvider] = []
+    tables: Mapping[str, Any] = config.auth.tables
+    for name in config.auth.providers:
+        provider = plugins.find(plugins.PROVIDERS, tables[name].type)(name, tables[name], services)
+        assert isinstance(provider, CredentialProvider)
+        providers.append(provider)
+    return Authenticator(providers, log=services.log) if providers else None
+
+
+def _greet_delay(rules: Sequence[tuple[Filter, Rule]], listener: str) -> float:
+    return max((check.greet_delay for check, rule in rules if rule.holds_on(listener)), default=0.0)

@@ -1,0 +1,118 @@
+"""The server as a process of its own: event loop, signals, privileges, systemd."""
+
+from __future__ import annotations
+
+import asyncio
+import grp
+import logging
+import os
+import pwd
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+from smtpd.certificates import make_developer_certificate
+from smtpd.config import Config, ConfigError, load
+from smtpd.log import Log
+from smtpd.server import Server
+from smtpd.sockets import notify
+from smtpd.users import make_developer_user
+
+
+def run(config: Config, *, path: Path | None, environ: Mapping[str, str]) -> int:
+    """Run until SIGTERM or SIGINT; the exit status. SIGHUP reads `path` again, SIGUSR1 opens the log again."""
+    try:
+        log = Log(config.log)
+    except OSError as error:
+        print(f"smtpd: the log cannot be opened: {error}")
+        return 1
+    handler = log.capture_stdlib()
+    try:
+        if path is None:
+            _prepare_developer_setup(config, log)
+        factory = _loop_factory(config)
+        with asyncio.Runner(loop_factory=factory) as runner:
+            return runner.run(_serve(config, path, environ, log))
+    finally:
+        logging.getLogger().removeHandler(handler)
+        log.close()
+
+
+async def _serve(config: Config, path: Path | None, environ: Mapping[str, str], log: Log) -> int:
+    server = Server(config, log=log, environ=environ)
+    loop = asyncio.get_running_loop()
+    try:
+        server.bind()
+        _drop_privileges(config)
+        await server.start()
+    except Exception as error:
+        log.error("cannot start", problem=str(error), exception=None if isinstance(error, OSError) else error)
+        await server.stop()
+        return 1
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _close, server, environ)
+    if path is not None:
+        loop.add_signal_handler(signal.SIGHUP, lambda: server.spawn(_reload(server, path, environ)))
+    else:
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)
+    loop.add_signal_handler(signal.SIGUSR1, log.reopen)
+    notify(environ, "READY=1")
+    await server.serve()
+    return 0
+
+
+def _close(server: Server, environ: Mapping[str, str]) -> None:
+    notify(environ, "STOPPING=1")
+    server.close()
+
+
+async def _reload(server: Server, path: Path, environ: Mapping[str, str]) -> None:
+    server.log.reopen()
+    try:
+        config = await asyncio.to_thread(load, path, environ)
+        await server.reload(config)
+    except ConfigError as error:
+        for problem in error.problems:
+            server.log.error("reload refused", problem=str(problem))
+    except Exception as error:
+        server.log.error("reload failed", problem=str(error), exception=error)
+
+
+def _loop_factory(config: Config) -> type[asyncio.AbstractEventLoop] | None:
+    if config.event_loop == "asyncio":
+        return None
+    try:
+        import uvloop
+    except ImportError:
+        if config.event_loop == "uvloop":
+            raise
+        return None
+    factory: type[asyncio.AbstractEventLoop] = uvloop.Loop
+    return factory
+
+
+def _drop_privileges(config: Config) -> None:
+    """Become `[smtpd] user` and `group`; as an ordinary user this changes nothing and may be left out."""
+    if config.user is None and config.group is None:
+        return
+    user = pwd.getpwnam(config.user) if config.user is not None else None
+    group = grp.getgrnam(config.group).gr_gid if config.group is not None else None
+    if os.geteuid() != 0:
+        if user is not None and user.pw_uid != os.geteuid():
+            raise PermissionError(f"only root can become {config.user}")
+        return
+    gid = group if group is not None else user.pw_gid if user is not None else os.getegid()
+    os.setgroups([] if user is None else os.getgrouplist(user.pw_name, gid))
+    os.setgid(gid)
+    if user is not None:
+        os.setuid(user.pw_uid)
+
+
+def _prepare_developer_setup(config: Config, log: Log) -> None:
+    assert config.tls is not None
+    make_developer_certificate(Path(config.tls.cert_file), Path(config.tls.key_file), config.hostname)
+    for name in config.auth.providers:
+        users = Path(getattr(config.auth.tables[name], "path"))  # noqa: B009 - an option of this provider alone
+        made = make_developer_user(users)
+        if made is not None:
+            print(f"A user to log in with: {made[0]}, password {made[1]} (shown only now)", flush=True)

@@ -1,0 +1,219 @@
+"""The server: start, serve, reload, drain, stop. Embed it in any event loop; there is no global state."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from smtpd.config import Config
+from smtpd.exporter import Exporter
+from smtpd.generation import Generation
+from smtpd.limits import ConnectionLimits, ContentBudget
+from smtpd.log import Log
+from smtpd.metrics import Metrics, Slots
+from smtpd.sockets import BACKLOG, Inherited, bind, describe
+from smtpd.tls import Certificates
+from smtpd.wire import Connection, Gate
+
+
+class Server:
+    """Receives mail as one configuration says.
+
+    `bind` may be called first, by root; `start` does it otherwise. `serve` returns when `close` was called
+    (from the same event loop) and messages in flight are finished.
+
+        async with Server(config) as server:
+            await server.serve()
+    """
+
+    def __init__(self, config: Config, *, log: Log | None = None, environ: Mapping[str, str] | None = None) -> None:
+        self.config = config
+        self.metrics = Metrics()
+        self._owns_log = log is None
+        self.log = log or Log(config.log)
+        self._inherited = Inherited(environ or {})
+        self._sockets: dict[str, list[socket.socket]] = {}
+        self._limits = ConnectionLimits(config.limits.connections, config.limits.connections_per_ip)
+        self._budget = ContentBudget(config.limits.memory_for_content)
+        self._slots = Slots(config.metrics.ip_slots)
+        self._certificates: Certificates | None = None
+        self._generation: Generation | None = None
+        self._gates: dict[str, Gate] = {}
+        self._listening: list[asyncio.Server] = []
+        self._exporter: Exporter | None = None
+        self._background: set[asyncio.Task[None]] = set()
+        self._watch: asyncio.Task[None] | None = None
+        self._closing: asyncio.Event | None = None
+
+    async def __aenter__(self) -> Server:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    def bind(self) -> None:
+        """Open every listening socket; OSError names the address that cannot be had."""
+        for name, listener in self.config.listeners.items():
+            self._sockets[name] = bind(listener.address, self._inherited)
+
+    @property
+    def addresses(self) -> dict[str, list[str]]:
+        """Where each listener really listens: "127.0.0.1:2525" and so on."""
+        return {name: [describe(opened) for opened in opened] for name, opened in self._sockets.items()}
+
+    async def start(self) -> None:
+        """Start agents and filters, then listen. What it raises says what is wrong; nothing keeps running then."""
+        try:
+            if not self._sockets:
+                self.bind()
+            if self.config.tls is not None and self.config.tls.cert_file:
+                self._certificates = Certificates(self.config.tls, self.log, self.metrics)
+                self._watch = asyncio.create_task(self._certificates.watch())
+            self._generation = self._make(self.config)
+            await self._generation.start()
+            await self._listen()
+            self._exporter = Exporter(self.config.metrics, self.metrics, self._problems, self.log)
+            await self._exporter.start()
+        except BaseException:
+            await self.stop()
+            raise
+        self.log.info("ready", hostname=self.config.hostname, pid=os.getpid())
+
+    async def serve(self) -> None:
+        """Wait until `close` is called, then drain and stop."""
+        self._closing = asyncio.Event()
+        await self._closing.wait()
+        await self.drain()
+        await self.stop()
+
+    def close(self) -> None:
+        """Make `serve` come to its end."""
+        if self._closing is not None:
+            self._closing.set()
+
+    async def drain(self) -> None:
+        """Take no connections, end idle ones with 421, give messages in flight `drain_timeout` seconds."""
+        self.log.info("draining", connections=self._limits.active)
+        if self._exporter is not None:
+            self._exporter.draining = True
+        for listening in self._listening:
+            listening.close()
+        await self._until_idle(self.config.drain_timeout, now=False)
+        await self._until_idle(1.0, now=True)
+
+    async def stop(self) -> None:
+        """Hang up on everybody, finish deliveries that have begun, stop agents and filters."""
+        for listening in self._listening:
+            listening.close()
+        self._listening.clear()
+        await self._until_idle(self.config.drain_timeout, now=True)
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+        if self._background:
+            await asyncio.wait(self._background, timeout=self.config.drain_timeout)
+        if self._generation is not None:
+            await self._generation.stop()
+            self._generation = None
+        if self._exporter is not None:
+            await self._exporter.stop()
+            self._exporter = None
+        for opened in self._sockets.values():
+            for listening_socket in opened:
+                listening_socket.close()
+        self._sockets.clear()
+        self.log.info("stopped")
+        if self._owns_log:
+            self.log.close()
+
+    async def reload(self, config: Config) -> None:
+        """Use another configuration for new sessions; when that raises, the old one stays in force."""
+        old, options = self._generation, config.tls
+        if self._certificates is not None and options is not None and options.cert_file:
+            self._certificates.configure(options)
+        generation = self._make(config)
+        await generation.start()
+        for name, gate in self._gates.items():
+            if name in generation.services:
+                gate.service = generation.services[name]
+        self._limits.total = config.limits.connections
+        self._limits.per_ip = config.limits.connections_per_ip
+        self._budget.limit = config.limits.memory_for_content
+        self._generation, self.config = generation, config
+        self.log.info("reloaded")
+        if old is not None:
+            self.spawn(self._retire(old))
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something nobody waits for; an exception is logged, and `stop` waits for it."""
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._spawned_ended)
+
+    def _spawned_ended(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.log.error("our fault", exception=error)
+
+    def _make(self, config: Config) -> Generation:
+        return Generation(
+            config,
+            log=self.log,
+            metrics=self.metrics,
+            slots=self._slots,
+            budget=self._budget,
+            spawn=self.spawn,
+            has_tls=self._certificates is not None,
+        )
+
+    async def _listen(self) -> None:
+        assert self._generation is not None
+        loop = asyncio.get_running_loop()
+        for name, service in self._generation.services.items():
+            gate = self._gates[name] = Gate(service, self._limits, self._certificates)
+            for opened in self._sockets[name]:
+                kind = loop.create_unix_server if opened.family == socket.AF_UNIX else loop.create_server
+                factory = _connection_factory(gate, loop)
+                self._listening.append(await kind(factory, sock=opened, backlog=BACKLOG))
+                mode = self.config.listeners[name].mode
+                self.log.info("listening", listener=name, address=describe(opened), mode=mode)
+
+    async def _until_idle(self, seconds: float, *, now: bool) -> None:
+        channels = [channel for gate in self._gates.values() for channel in gate.channels]
+        idle = asyncio.Event()
+
+        def look() -> None:
+            if not any(gate.channels for gate in self._gates.values()):
+                idle.set()
+
+        for gate in self._gates.values():
+            gate.is_draining = True
+            gate.on_idle = look
+        for channel in channels:
+            channel.interrupt(now=now)
+        look()
+        try:
+            async with asyncio.timeout(seconds):
+                await idle.wait()
+        except TimeoutError:
+            self.log.warning("still busy", connections=self._limits.active)
+
+    async def _retire(self, generation: Generation) -> None:
+        """Stop an old generation when none of its conversations is left."""
+        services = set(map(id, generation.services.values()))
+        while any(  # noqa: ASYNC110 - rare, and nobody waits for it
+            id(service) in services for gate in self._gates.values() for service in gate.channels.values()
+        ):
+            await asyncio.sleep(1)
+        await generation.stop()
+
+    async def _problems(self) -> list[str]:
+        return await self._generation.problems() if self._generation is not None else ["not started"]
+
+
+def _connection_factory(gate: Gate, loop: asyncio.AbstractEventLoop) -> Callable[[], Connection]:
+    return lambda: Connection(gate, loop)

@@ -1,0 +1,132 @@
+"""Listening sockets: bound by us, or handed over by systemd (sd_listen_fds(3)); and sd_notify(3)."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from smtpd.config import split_address
+
+BACKLOG = 1024  # connections the kernel may keep for us; Postfix 511 of its own choice
+_FIRST_INHERITED = 3
+
+
+class AddressUnavailable(OSError):  # noqa: N818 - said to the operator as it is
+    """An address cannot be listened on; the text says which and why."""
+
+
+def bind(addresses: Sequence[str], inherited: Inherited) -> list[socket.socket]:
+    """Bind every address of one listener; AddressUnavailable closes what was opened before."""
+    sockets: list[socket.socket] = []
+    try:
+        for address in addresses:
+            kind, host, port = split_address(address)
+            if kind == "systemd":
+                sockets += inherited.take(host)
+            elif kind == "unix":
+                sockets.append(_bind_unix(host))
+            else:
+                sockets += _bind_tcp(host, port)
+    except OSError as error:
+        for opened in sockets:
+            opened.close()
+        if isinstance(error, AddressUnavailable):
+            raise
+        raise AddressUnavailable(f"cannot listen on {address}: {error.strerror or error}") from error
+    return sockets
+
+
+def describe(listening: socket.socket) -> str:
+    """The address as it stands in the configuration: "127.0.0.1:25", "[::]:25", "unix:/run/x.sock"."""
+    name = listening.getsockname()
+    if isinstance(name, tuple):
+        return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+    return f"unix:{os.fsdecode(name)}"
+
+
+def _bind_tcp(host: str, port: int) -> list[socket.socket]:
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    sockets = []
+    for family, kind, protocol, _, address in found:
+        if not host and family not in (socket.AF_INET, socket.AF_INET6):
+            continue
+        try:
+            listening = socket.socket(family, kind, protocol)
+        except OSError:
+            if host:
+                raise
+            continue  # a kernel without IPv6
+        sockets.append(listening)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listening.setblocking(False)
+        listening.bind(address)
+    return sockets
+
+
+def _bind_unix(path: str) -> socket.socket:
+    with suppress(FileNotFoundError):
+        if stat.S_ISSOCK(os.stat(path).st_mode) and not _is_alive(path):
+            Path(path).unlink()  # left behind by a server that was killed
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listening.setblocking(False)
+    try:
+        listening.bind(path)
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+def _is_alive(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return False
+        return True
+
+
+class Inherited:
+    """The sockets systemd opened for us, by the name of their unit's FileDescriptorName."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._sockets: dict[str, list[int]] = {}
+        if environ.get("LISTEN_PID") != str(os.getpid()):
+            return
+        count = int(environ.get("LISTEN_FDS", "0"))
+        names = environ.get("LISTEN_FDNAMES", "").split(":")
+        for number in range(count):
+            name = names[number] if number < len(names) else ""
+            self._sockets.setdefault(name, []).append(_FIRST_INHERITED + number)
+
+    def take(self, name: str) -> list[socket.socket]:
+        """The sockets of this name, or all that are left for ""; AddressUnavailable when there is none."""
+        if name:
+            numbers = self._sockets.pop(name, [])
+        else:
+            numbers = [number for numbers in self._sockets.values() for number in numbers]
+            self._sockets.clear()
+        if not numbers:
+            wanted = f' named "{name}"' if name else ""
+            raise AddressUnavailable(f"systemd handed over no socket{wanted} (LISTEN_FDS)")
+        sockets = [socket.socket(fileno=number) for number in numbers]
+        for inherited in sockets:
+            inherited.setblocking(False)
+            inherited.set_inheritable(False)
+        return sockets
+
+
+def notify(environ: Mapping[str, str], state: str) -> None:
+    """Tell systemd how we are ("READY=1", "STOPPING=1"); does nothing without NOTIFY_SOCKET."""
+    address = environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender, suppress(OSError):
+        sender.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)

@@ -1,0 +1,221 @@
+"""Sockets: one protocol per connection between an asyncio transport and a channel.
+
+The only file that knows asyncio transports. Public asyncio API only, so it runs on uvloop and on asyncio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from ipaddress import IPv6Address, ip_address
+from typing import Literal
+
+from smtpd import replies, tls
+from smtpd.channel import Channel, Disconnected
+from smtpd.conversation import Conversation
+from smtpd.limits import ConnectionLimits
+from smtpd.model import IPAddress, Session, TlsInfo, new_id
+from smtpd.replies import Reply
+from smtpd.service import Service
+
+LAST_WORDS = 10.0  # seconds that a client which does not read may keep us from hanging up
+_TLS_RECORD = b"\x16"  # RFC 8446 §5.1: what a TLS client says first; no SMTP command starts like this
+_LOCAL_SOCKET = ip_address("127.0.0.1")
+
+
+class Gate:
+    """One listener of the running server: what its next connection meets. A reload puts another `service` here."""
+
+    __slots__ = ("certificates", "channels", "is_draining", "limits", "on_idle", "service")
+
+    def __init__(self, service: Service, limits: ConnectionLimits, certificates: tls.Certificates | None) -> None:
+        self.service = service
+        self.limits = limits
+        self.certificates = certificates
+        self.channels: dict[Channel, Service] = {}
+        self.is_draining = False
+        self.on_idle: Callable[[], None] | None = None
+
+    def refusal(self, ip: str) -> Reply | None:
+        """Why no connection from this address is taken now; None counts it."""
+        hostname = self.service.config.hostname
+        if self.is_draining:
+            return replies.SHUTTING_DOWN(hostname=hostname)
+        reason = self.limits.admit(ip)
+        if reason is None:
+            return None
+        self.service.meters.refused_connection(reason)
+        if reason == "total":
+            return replies.TOO_MANY_CONNECTIONS(hostname=hostname)
+        return replies.TOO_MANY_FROM_ADDRESS(hostname=hostname, ip=ip)
+
+    def context(self) -> ssl.SSLContext:
+        """The TLS context for a handshake that begins now."""
+        assert self.certificates is not None
+        switches = self.service.switches
+        return self.certificates.context(
+            session_tickets=switches.session_tickets, client_certificates=switches.client_certificates
+        )
+
+    def finished(self, channel: Channel) -> None:
+        """A conversation is over."""
+        self.channels.pop(channel, None)
+        if not self.channels and self.on_idle is not None:
+            self.on_idle()
+
+
+class Connection(asyncio.Protocol):
+    """One client. Feeds its channel, and is the transport of that channel."""
+
+    __slots__ = ("_channel", "_gate", "_ip", "_is_blocked", "_is_new", "_loop", "_transport")
+
+    def __init__(self, gate: Gate, loop: asyncio.AbstractEventLoop) -> None:
+        self._gate = gate
+        self._loop = loop
+        self._transport: asyncio.Transport | None = None
+        self._channel: Channel | None = None
+        self._ip: str | None = None
+        self._is_new = True
+        self._is_blocked = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Admit or refuse, then start the conversation."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        gate, service = self._gate, self._gate.service
+        ip, port = _address(transport, "peername")
+        text = str(ip)
+        if refusal := gate.refusal(text):
+            if service.switches.tls != "implicit":  # nobody could read it there
+                transport.write(refusal.plain)
+            transport.close()
+            return
+        self._ip = text
+        service.meters.connected(text)
+        local_ip, local_port = _address(transport, "sockname")
+        session = Session(
+            id=new_id(),
+            listener=service.listener,
+            ip=ip,
+            port=port,
+            local_ip=str(local_ip),
+            local_port=local_port,
+            trusted=service.trusts(ip),
+        )
+        channel = self._channel = Channel(self, self._loop)
+        channel.on_finished = self._finished
+        gate.channels[channel] = service
+        channel.start(Conversation(channel, session, service).run())
+
+    def data_received(self, data: bytes) -> None:
+        """Octets came, decrypted."""
+        if self._channel is None:
+            return
+        if self._is_new:
+            self._is_new = False
+            if data.startswith(_TLS_RECORD) and self._gate.service.switches.tls != "implicit":
+                self._gate.service.meters.dropped("tls-on-plain-port")
+                self.abort()
+                return
+        self._channel.feed(data)
+
+    def eof_received(self) -> bool:
+        """The client closed its sending side; it may still read our replies."""
+        if self._channel is not None:
+            self._channel.feed_eof()
+        return self._channel is not None and self._transport_is_plain()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The socket is gone."""
+        if self._ip is not None:
+            self._gate.limits.release(self._ip)
+            self._gate.service.meters.disconnected()
+            self._ip = None
+        if self._channel is not None:
+            self._channel.lost()
+
+    def pause_writing(self) -> None:
+        """The client does not read."""
+        self._is_blocked = True
+        if self._channel is not None:
+            self._channel.blocked(True)
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        self._is_blocked = False
+        if self._channel is not None:
+            self._channel.blocked(False)
+
+    # The channel's transport
+
+    def write(self, data: bytes) -> None:
+        """See channel.Transport."""
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def pause_reading(self) -> None:
+        """See channel.Transport."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """See channel.Transport."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def close(self) -> None:
+        """See channel.Transport."""
+        if self._transport is None:
+            return
+        self._transport.close()
+        if self._is_blocked:
+            self._loop.call_later(LAST_WORDS, self._transport.abort)
+
+    def abort(self) -> None:
+        """See channel.Transport."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def start_tls(self) -> TlsInfo:
+        """RFC 3207 §4: a handshake that fails ends the connection, there is no way back to plain text."""
+        assert self._transport is not None
+        service = self._gate.service
+        self._is_new = False
+        try:
+            transport = await self._loop.start_tls(
+                self._transport,
+                self,
+                self._gate.context(),
+                server_side=True,
+                ssl_handshake_timeout=service.config.timeouts.tls_handshake or None,
+            )
+        except (OSError, tls.TlsError) as error:
+            service.meters.dropped("tls-handshake")
+            service.log.info("tls failed", listener=service.listener, ip=self._ip, problem=str(error))
+            self._transport.abort()
+            raise Disconnected from error
+        if transport is None:
+            raise Disconnected
+        self._transport = transport
+        connection = transport.get_extra_info("ssl_object")
+        assert isinstance(connection, ssl.SSLObject)
+        return tls.describe(connection)
+
+    def _finished(self) -> None:
+        assert self._channel is not None
+        self._gate.finished(self._channel)
+
+    def _transport_is_plain(self) -> bool:
+        return self._transport is not None and self._transport.get_extra_info("ssl_object") is None
+
+
+def _address(transport: asyncio.BaseTransport, which: Literal["peername", "sockname"]) -> tuple[IPAddress, int]:
+    """Address and port of one end; 127.0.0.1 and 0 for a unix socket."""
+    name = transport.get_extra_info(which)
+    if not isinstance(name, tuple):
+        return _LOCAL_SOCKET, 0
+    ip = ip_address(str(name[0]).partition("%")[0])
+    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    return ip, int(name[1])
