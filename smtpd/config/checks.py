@@ -36,6 +36,8 @@ def find_oddities(config: Config, draft: Draft) -> Iterator[Finding]:
         yield Finding(("postmaster",), "is not set; RFC 5321 §4.5.1 wants mail to postmaster to be read")
     if not config.domains and not config.relay and draft.is_whole("domains"):
         yield Finding(("domains",), "names no domain, so no mail is accepted")
+    if not config.listeners and not draft.names["listeners"] and draft.is_whole("listeners"):
+        yield Finding(("listeners",), "names no listener, so nothing is served")
     if "*" in config.domains:
         yield Finding(("domains", "*"), "takes mail for every domain in the world, from anybody")
     used = {*config.domains.values(), *config.recipients.values(), config.relay.agent if config.relay else ""}

@@ -1,0 +1,54 @@
+from importlib.metadata import version
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from smtpd.cli import main
+
+GOOD = """
+[smtpd]
+hostname = "mx.example.com"
+[smtpd.listeners.smtp]
+address = ":25"
+mode = "smtp"
+tls = "off"
+"""
+
+
+def test_check_names_all_mistakes_and_fails(tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text("[smtpd]\nhostname = 3\nlistners = {}\n")
+    result = CliRunner().invoke(main, ["check", "--config", str(path)])
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert [line for line in result.stderr.splitlines() if not line.startswith("warning: ")] == [
+        "bad.toml:2: smtpd.hostname: must be a string",
+        'bad.toml:3: smtpd.listners: unknown key, did you mean "listeners"?',
+    ]
+
+
+def test_check_of_a_good_file_says_ok_and_warns(tmp_path: Path) -> None:
+    path = tmp_path / "good.toml"
+    path.write_text(GOOD)
+    result = CliRunner().invoke(main, ["check", "--config", str(path)])
+    assert result.exit_code == 0
+    assert result.stdout == "ok: 1 listener, 0 domains, 0 agents, 0 filters\n"
+    assert "warning: good.toml:2: smtpd.domains: " in result.stderr
+
+
+def test_check_reads_the_environment(tmp_path: Path) -> None:
+    path = tmp_path / "good.toml"
+    path.write_text(GOOD)
+    result = CliRunner(env={"SMTPD__HOSTNAM": "x"}).invoke(main, ["check", "--config", str(path)])
+    assert result.exit_code == 1
+    assert "environment: SMTPD__HOSTNAM: unknown key" in result.stderr
+
+
+def test_serve_with_a_bad_file_fails_before_anything_starts(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["serve", "--config", str(tmp_path / "none.toml")])
+    assert result.exit_code == 1
+    assert "cannot be read" in result.stderr
+
+
+def test_version_is_that_of_the_distribution() -> None:
+    assert CliRunner().invoke(main, ["--version"], prog_name="smtpd").output == f"smtpd {version('smtpd')}\n"

@@ -1,0 +1,53 @@
+from pathlib import Path
+
+import pytest
+
+from smtpd import plugins
+
+MODULE = """
+from smtpd.delivery import DeliveryAgent
+from smtpd.options import Options
+
+class Agent(DeliveryAgent): pass
+class Naked: pass
+class Odd(DeliveryAgent):
+    Options = Options
+"""
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "found_plugins.py").write_text(MODULE)
+    points = {
+        "one": "t_agent = found_plugins:Agent\nt_twice = found_plugins:Agent\nt_naked = found_plugins:Naked\n"
+        "t_odd = found_plugins:Odd\nt_gone = found_plugins:Gone\n",
+        "two": "t_twice = found_plugins:Odd\n",
+    }
+    for name, lines in points.items():
+        metadata = tmp_path / f"found_{name}-1.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: found-{name}\nVersion: 1\n")
+        (metadata / "entry_points.txt").write_text(f"[{plugins.AGENTS}]\n{lines}")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.usefixtures("install")
+def test_plug_ins_are_found_by_name() -> None:
+    assert "t_agent" in plugins.names(plugins.AGENTS)
+    assert "t_agent" not in plugins.names(plugins.FILTERS)
+    assert plugins.find(plugins.AGENTS, "t_agent").__name__ == "Agent"
+
+
+@pytest.mark.usefixtures("install")
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("t_twice", "twice"), ("t_naked", "no subclass"), ("t_odd", "no Options"), ("t_gone", "cannot be imported")],
+)
+def test_broken_plug_ins_say_why(name: str, reason: str) -> None:
+    with pytest.raises(plugins.BrokenPlugin, match=reason):
+        plugins.find(plugins.AGENTS, name)
+
+
+def test_unknown_plug_ins_are_told_apart_from_broken_ones() -> None:
+    with pytest.raises(plugins.UnknownPlugin, match="t_nothing"):
+        plugins.find(plugins.AGENTS, "t_nothing")
