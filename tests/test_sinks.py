@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from smtpd import sinks
 from smtpd.sinks import MAX_BACKLOG, PIPE_ROOM, Complaints, FileSink, Output, StreamSink, SyslogSink, open_sink
 
 
@@ -102,7 +103,8 @@ def test_a_broken_sink_never_raises_and_is_complained_about_once(
     assert complaints_of(tmp_path) == f"smtpd: the log cannot be written: {error.strerror}\n"
 
 
-async def test_a_stalled_sink_is_tried_again_by_itself(quiet: Complaints) -> None:
+async def test_a_stalled_sink_is_tried_again_by_itself(quiet: Complaints, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sinks, "RETRY_SECONDS", 0)
     sink = Reluctant(2)
     output = Output(sink, quiet, lost)
     output.add("line\n")
@@ -111,7 +113,7 @@ async def test_a_stalled_sink_is_tried_again_by_itself(quiet: Complaints) -> Non
     sink.room = 100
     async with asyncio.timeout(5):
         while sink.data != b"line\n":  # noqa: ASYNC110 - the sink has no event to wait for
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0)
 
 
 def test_complaints_come_once_a_minute(tmp_path: Path) -> None:
