@@ -1,0 +1,141 @@
+"""The directories of mailboxes and their folders, opened so that nobody can lead us astray, and made durably.
+
+A mailbox's directory is trusted as configured, symbolic links included. What is in it may belong to
+its owner, who could put a link to anywhere in the place of new/; below it no link is followed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import NamedTuple
+
+MAX_OPEN = 128  # folders with open directories, two descriptors each
+
+_BELOW = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+_MARK = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+class Access(NamedTuple):
+    """Permission bits of what is made."""
+
+    file: int
+    directory: int
+    beats_umask: bool
+    """Whether they have to be set once more because a umask would take some away."""
+
+
+OWNER = Access(0o600, 0o700, beats_umask=False)
+GROUP = Access(0o660, 0o770, beats_umask=True)
+
+
+class Box(NamedTuple):
+    """Where one copy goes: the mailbox's directory, a folder in it (".Junk", "" for the inbox)."""
+
+    path: str
+    folder: str
+    create: bool
+    """Whether the mailbox may be made when it is missing."""
+
+
+class Folder(NamedTuple):
+    """Open directories of one folder, and the device they are on."""
+
+    tmp: int
+    new: int
+    device: int
+
+
+class Folders:
+    """The directories of one batch, opened when needed; the oldest are closed when there are too many."""
+
+    __slots__ = ("_access", "_open")
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._open: dict[Box, Folder] = {}
+
+    def open(self, box: Box) -> Folder:
+        """The folder's directories, made if missing and allowed; they may be closed at the next but one `open`."""
+        folder = self._open.get(box)
+        if folder is None:
+            while len(self._open) >= MAX_OPEN:
+                self._close(self._open.pop(next(iter(self._open))))
+            folder = self._open[box] = self._find(box)
+        return folder
+
+    def close(self) -> None:
+        """Close them all."""
+        for folder in self._open.values():
+            self._close(folder)
+        self._open.clear()
+
+    def _find(self, box: Box) -> Folder:
+        try:
+            return self._enter(box)
+        except FileNotFoundError:
+            self._make(box)
+            return self._enter(box)
+
+    def _enter(self, box: Box) -> Folder:
+        descriptors = [os.open(box.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
+        try:
+            if box.folder:
+                descriptors.append(os.open(box.folder, _BELOW, dir_fd=descriptors[0]))
+            base = descriptors[-1]
+            tmp = os.open("tmp", _BELOW, dir_fd=base)
+            descriptors.append(tmp)
+            new = os.open("new", _BELOW, dir_fd=base)
+            descriptors = descriptors[:-1]
+            return Folder(tmp, new, os.fstat(tmp).st_dev)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _make(self, box: Box) -> None:
+        if box.create:
+            make_directory(box.path, self._access)
+        descriptor = os.open(box.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if box.folder:
+                self._make_below(descriptor, [box.folder])
+                inner = os.open(box.folder, _BELOW, dir_fd=descriptor)
+                os.close(descriptor)
+                descriptor = inner
+                # Maildir++: this file tells a folder from a mailbox.
+                os.close(os.open("maildirfolder", _MARK, self._access.file, dir_fd=descriptor))
+            self._make_below(descriptor, ["tmp", "new", "cur"])
+        finally:
+            os.close(descriptor)
+
+    def _make_below(self, descriptor: int, names: Iterable[str]) -> None:
+        for name in names:
+            try:
+                os.mkdir(name, self._access.directory, dir_fd=descriptor)
+            except FileExistsError:
+                continue
+            if self._access.beats_umask:
+                os.chmod(name, self._access.directory, dir_fd=descriptor)
+        os.fsync(descriptor)
+
+    def _close(self, folder: Folder) -> None:
+        os.close(folder.tmp)
+        os.close(folder.new)
+
+
+def make_directory(path: str, access: Access) -> None:
+    """Make a directory and what is missing above it, durably; nothing happens when it exists."""
+    try:
+        os.mkdir(path, access.directory)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        make_directory(os.path.dirname(path), access)
+        os.mkdir(path, access.directory)
+    if access.beats_umask:
+        os.chmod(path, access.directory)
+    descriptor = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

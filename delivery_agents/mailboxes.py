@@ -1,0 +1,144 @@
+"""Which mailboxes there are, and where: from an address to a directory that is certainly below the root.
+
+A local part may hold nearly anything: slashes, dots, spaces, a whole other address. What could mean
+something to a file system is percent-encoded, so two addresses never share a directory by accident and
+none leads out of the root; what would be too long for a file name ends in a digest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+from smtpd import files
+from smtpd.addresses import Address, AddressError, parse_address
+
+MAX_NAME = 200  # octets of one directory name; file systems allow 255
+MAX_FILE = 64 << 20  # octets of a file of recipients
+CHECK_SECONDS = 1.0  # between two looks at whether that file has changed
+
+_PLAIN = re.compile(r"[a-z0-9_+=\-][a-z0-9._+=\-]*+")
+_PLACEHOLDER = re.compile(r"\{(\w*)\}")
+
+
+class Layout:
+    """The template of a mailbox's directory, such as "/var/mail/{domain}/{user}"."""
+
+    def __init__(self, template: str, *, case_sensitive: bool) -> None:
+        """Complete a template without placeholders by "/{domain}/{user}"; a relative one starts where we run."""
+        check_template(template)
+        if _PLACEHOLDER.search(template) is None:
+            template = f"{template}/{{domain}}/{{user}}"
+        self._template = os.path.abspath(template)
+        self._case_sensitive = case_sensitive
+        self.root = os.path.dirname(self._template.partition("{")[0])
+        """The directory above the first placeholder."""
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the root exists: one that is not mounted yet says nothing about mailboxes."""
+        return os.path.isdir(self.root)
+
+    def user(self, address: Address) -> str:
+        """The local part as it is looked up."""
+        return unicodedata.normalize("NFC", address.local) if self._case_sensitive else address.local_key
+
+    def path(self, user: str, domain: str) -> str:
+        """The directory of one mailbox; `user` comes from `user()`, `domain` is an `Address.domain`."""
+        return self._template.replace("{domain}", directory_name(domain)).replace("{user}", directory_name(user))
+
+
+def check_template(template: str) -> str:
+    """Return a template that makes sense; ValueError for any other."""
+    unknown = set(_PLACEHOLDER.findall(template)) - {"domain", "user"}
+    if unknown or not template or re.search(r"[{}\0]", _PLACEHOLDER.sub("", template)):
+        raise ValueError("must be a directory, with no other placeholders than {domain} and {user}")
+    return template
+
+
+def directory_name(text: str) -> str:
+    """One name for a file system: injective, never empty, no slash, no dot in front, at most MAX_NAME octets."""
+    if len(text) <= MAX_NAME and _PLAIN.fullmatch(text) is not None:
+        return text
+    name = quote(text.encode("utf-8", "surrogatepass"), safe="+=@")
+    if name.startswith("."):
+        name = f"%2E{name[1:]}"
+    if not name:
+        return "%_"
+    if len(name) > MAX_NAME:
+        # Neither "%_" nor "%~" is ever the beginning of an encoded octet.
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        return f"{name[: MAX_NAME - len(digest) - 2]}%~{digest}"
+    return name
+
+
+class KnownRecipients:
+    """A fixed set of addresses, by the keys that `Layout.user` and `Address.domain` make."""
+
+    def __init__(self, layout: Layout, addresses: Iterable[str] = ()) -> None:
+        self._layout = layout
+        self._keys = frozenset(map(self._key, addresses))
+
+    def __contains__(self, key: tuple[str, str]) -> bool:
+        return key in self._keys
+
+    async def refresh(self) -> None:
+        """Nothing can have changed."""
+
+    def _key(self, text: str) -> tuple[str, str]:
+        address = parse_address(text)
+        return self._layout.user(address), address.domain
+
+
+class RecipientFile(KnownRecipients):
+    """Addresses from a file, one per line; "#" starts a comment. Read again when it has changed.
+
+    A file that cannot be used leaves the old addresses in force and is reported through `complain`.
+    """
+
+    def __init__(
+        self, layout: Layout, path: str, *, clock: Callable[[], float], complain: Callable[[Exception], None]
+    ) -> None:
+        super().__init__(layout)
+        self._path = Path(path)
+        self._clock = clock
+        self._complain = complain
+        self._stamp: files.Stamp | None = None
+        self._looked = 0.0
+        self._reading = asyncio.Lock()
+
+    def load(self) -> None:
+        """Read the file now; OSError when it cannot be read, ValueError when it makes no sense."""
+        content, stamp = files.read(self._path, max_bytes=MAX_FILE)
+        self._keys = frozenset(self._parse(content.decode("utf-8")))
+        self._stamp = stamp
+
+    async def refresh(self) -> None:
+        """Look for a change, at most once per CHECK_SECONDS; reading is done in a thread."""
+        if self._clock() - self._looked < CHECK_SECONDS or self._reading.locked():
+            return
+        async with self._reading:
+            self._looked = self._clock()
+            found = files.stamp(self._path)
+            if found == self._stamp:
+                return
+            try:
+                await asyncio.to_thread(self.load)
+            except (OSError, ValueError) as exception:
+                self._stamp = found  # complain once per change
+                self._complain(exception)
+
+    def _parse(self, text: str) -> Iterator[tuple[str, str]]:
+        for number, line in enumerate(text.splitlines(), 1):
+            address = line.strip()
+            if address and not address.startswith("#"):
+                try:
+                    yield self._key(address)
+                except AddressError as error:
+                    raise ValueError(f"{self._path}, line {number}: {error.problem}") from None

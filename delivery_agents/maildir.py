@@ -1,0 +1,229 @@
+"""Store mail in Maildirs, durably: 250 is said when file and directory have reached the disk.
+
+Every mailbox is a directory of its own; `path` says where. The names follow Maildir++, so Dovecot,
+Courier and every mail reader that knows Maildir can work on them at the same time. Lines end in CRLF,
+as received.
+
+A message for several mailboxes is stored once and linked into each of them. On top come Return-Path
+and, only when there is a single recipient, Delivered-To: with several it would tell each of them about
+the others. A message that was delivered to the same address before is refused, it is looping.
+
+What comes for `user+detail@domain` goes to `user@domain` unless a mailbox with the whole name is known.
+If one of several mailboxes cannot be written, the message goes into none of them and the client hears
+that it may try again.
+
+A quota is looked at when the recipient is named, with the size the client has announced, and once more
+when the message is there and has one recipient only; so a message to several can bring a mailbox over
+its quota, once. The count is kept in `maildirsize` by the rules of Maildir++.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import re
+import time
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from delivery_agents.committer import Committer
+from delivery_agents.directories import GROUP, OWNER, Box, make_directory
+from delivery_agents.mailboxes import KnownRecipients, Layout, RecipientFile, check_template
+from delivery_agents.quota import OverQuota, Quota
+from smtpd import replies, trace
+from smtpd.addresses import Address, AddressError, parse_address
+from smtpd.delivery import DeliveryAgent
+from smtpd.model import Message, Recipient, Transaction
+from smtpd.options import AgentOptions, Bytes, Options
+from smtpd.replies import Reply
+from smtpd.services import Services
+
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+_FOLDER = re.compile(r"[A-Za-z0-9 _+=-]+(?:/[A-Za-z0-9 _+=-]+)*")
+
+
+def _check_folders(folders: dict[str, str]) -> dict[str, str]:
+    for name in folders.values():
+        if _FOLDER.fullmatch(name) is None:
+            raise ValueError('a folder is made of letters, digits, spaces and "_+=-", with "/" between levels')
+    return folders
+
+
+def _check_recipients(value: object) -> object:
+    for address in value if isinstance(value, tuple) else ():
+        parse_address(address)
+    return value
+
+
+def _sequence(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+class FileOfRecipients(Options):
+    """Recipients that stand in a file."""
+
+    file: str
+    """One address per line, "#" starts a comment; read again when it changes."""
+
+
+class MaildirOptions(AgentOptions):
+    """Options of `maildir`."""
+
+    path: Annotated[str, AfterValidator(check_template)]
+    """Directory of a mailbox with the placeholders {domain} and {user}; without any, "/{domain}/{user}" is added."""
+    recipients: Annotated[
+        Literal["existing", "any"] | tuple[str, ...] | FileOfRecipients,
+        BeforeValidator(_sequence),
+        AfterValidator(_check_recipients),
+    ] = "existing"
+    """Who gets mail: "existing" mailboxes only, "any" local part, a list of addresses, or { file = "PATH" };
+    except with "existing" a missing mailbox is made."""
+    case_sensitive: bool = False
+    """Whether User@ and user@ have different mailboxes."""
+    separator: Annotated[str, Field(max_length=1, pattern=r"^[!-~]?$")] = "+"
+    """Character that starts the detail of `user+detail@domain`; empty: there are no details."""
+    folders: Annotated[dict[str, str], AfterValidator(_check_folders)] = {}
+    """Folder for messages with a label, such as { junk = "Junk" }; the first label that fits counts."""
+    quota: Bytes = 0
+    """Most that a mailbox may hold, bytes; 0: no limit."""
+    quota_permanent: bool = False
+    """Whether mail to a full mailbox is refused for good (552) instead of put off (452)."""
+    access: Literal["owner", "group"] = "owner"
+    """Who may read the files: 0600 and 0700, or for the "group" also 0660 and 0770."""
+    fsync: Literal["file", "filesystem"] = "file"
+    """What is synced: each file, or everything on the filesystem at once (only if it holds nothing else)."""
+
+
+class Maildir(DeliveryAgent):
+    """Finds the mailboxes and has the committer store the message."""
+
+    Options = MaildirOptions
+    options: MaildirOptions
+
+    def __init__(self, name: str, options: MaildirOptions, services: Services) -> None:
+        super().__init__(name, options, services)
+        self.options = options
+        self._layout = Layout(options.path, case_sensitive=options.case_sensitive)
+        self._known = self._known_recipients(options)
+        self._folders = {label: "." + folder.replace("/", ".") for label, folder in options.folders.items()}
+        self._quota = Quota(options.quota) if options.quota else None
+        self._access = GROUP if options.access == "group" else OWNER
+        self._committer = Committer(services.hostname, sync=options.fsync, access=self._access, quota=self._quota)
+        self.asks = options.recipients != "any" or self._quota is not None
+
+    async def start(self) -> None:
+        """Make the root (but not for existing mailboxes, they may be mounted later) and start the committer."""
+        if isinstance(self._known, RecipientFile):
+            self._known.load()
+        if self.options.recipients != "existing":
+            make_directory(self._layout.root, self._access)
+        self._committer.start()
+
+    async def stop(self) -> None:
+        """Store what was handed over, then end the committer."""
+        await self._committer.stop()
+
+    async def health(self) -> str | None:
+        """Whether the root can be written and the committer works."""
+        if not self._committer.is_running:
+            return f"agent {self.name} is not running"
+        if not os.access(self._layout.root, os.R_OK | os.X_OK):
+            return f"{self._layout.root} cannot be read"
+        return None
+
+    async def verify(self, recipient: Recipient, mail: Transaction) -> Reply | None:
+        """Whether the mailbox is known and has room for the announced size."""
+        if self._known is not None:
+            await self._known.refresh()
+        path = self._find(recipient.destination)
+        if path is None and not self._layout.is_there:
+            return replies.BACKEND_DOWN
+        if path is None:
+            return replies.NO_SUCH_USER(address=recipient.address)
+        if self._quota is not None and await asyncio.to_thread(
+            self._quota.is_full, path, max(mail.size or 0, 1), recount=True
+        ):
+            return self._full(recipient)
+        return None
+
+    async def deliver(self, mail: Transaction, message: Message) -> Reply | Mapping[Recipient, Reply]:
+        """Store the message in all mailboxes or in none."""
+        recipients = mail.recipients
+        looping = _delivered_before(message, recipients)
+        if looping:
+            recipients = [recipient for recipient in recipients if recipient not in looping]
+        boxes = list(dict.fromkeys([self._box(recipient, mail) for recipient in recipients]))
+        top = trace.return_path(mail)
+        if len(mail.recipients) == 1:
+            top += trace.delivered_to(mail.recipients[0].destination.text)
+        reply = self._reply(await self._committer.store(top, message, boxes), mail) if boxes else replies.ACCEPTED
+        if not looping:
+            return reply
+        return {
+            recipient: replies.DELIVERED_BEFORE(address=recipient.address) if recipient in looping else reply
+            for recipient in mail.recipients
+        }
+
+    def _reply(self, failure: Exception | None, mail: Transaction) -> Reply:
+        if failure is None:
+            return replies.ACCEPTED
+        if isinstance(failure, OverQuota):
+            return self._full(mail.recipients[0])
+        if not isinstance(failure, OSError):
+            raise failure
+        self.services.log.error("mail not stored", agent=self.name, trace=mail.id, exception=failure)
+        return replies.NO_SPACE if failure.errno in _NO_SPACE else replies.STORE_FAILED
+
+    def _full(self, recipient: Recipient) -> Reply:
+        full = replies.MAILBOX_FULL_PERMANENTLY if self.options.quota_permanent else replies.MAILBOX_FULL
+        return full(address=recipient.address)
+
+    def _box(self, recipient: Recipient, mail: Transaction) -> Box:
+        address = recipient.destination
+        # Taken at RCPT; if it went away since, storing fails and the client tries again.
+        path = self._find(address) or self._layout.path(self._layout.user(address), address.domain)
+        folder = ""
+        if self._folders:
+            labels = mail.labels_for(recipient)
+            folder = next((name for label, name in self._folders.items() if label in labels), "")
+        return Box(path, folder, self.options.recipients != "existing")
+
+    def _find(self, address: Address) -> str | None:
+        """The mailbox's directory, None when there is no such mailbox."""
+        layout, separator = self._layout, self.options.separator
+        user, domain = layout.user(address), address.domain
+        name, found, _ = user.partition(separator) if separator else (user, "", "")
+        if self.options.recipients == "any":
+            return layout.path(name if found and name else user, domain)
+        for candidate in (user, name) if found and name else (user,):
+            path = layout.path(candidate, domain)
+            if (candidate, domain) in self._known if self._known is not None else os.path.isdir(path):
+                return path
+        return None
+
+    def _known_recipients(self, options: MaildirOptions) -> KnownRecipients | None:
+        if isinstance(options.recipients, tuple):
+            return KnownRecipients(self._layout, options.recipients)
+        if isinstance(options.recipients, FileOfRecipients):
+            return RecipientFile(
+                self._layout, options.recipients.file, clock=time.monotonic, complain=self._complain
+            )
+        return None
+
+    def _complain(self, exception: Exception) -> None:
+        self.services.log.error("recipient file not usable", agent=self.name, problem=str(exception))
+
+
+def _delivered_before(message: Message, recipients: list[Recipient]) -> set[Recipient]:
+    if b"\ndelivered-to" not in b"\n" + message.content.head().lower():
+        return set()
+    before = set()
+    for value in message.field_values("delivered-to"):
+        try:
+            before.add(parse_address(value.decode("utf-8").strip().strip("<>")).key)
+        except (AddressError, UnicodeDecodeError):
+            continue  # not one that we have written
+    return {recipient for recipient in recipients if recipient.destination.key in before}
