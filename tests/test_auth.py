@@ -1,0 +1,354 @@
+import asyncio
+import base64
+import json
+import threading
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smtpd import replies
+from smtpd.auth import (
+    Authenticator,
+    Busy,
+    CredentialProvider,
+    ProviderOptions,
+    Workers,
+    decode_initial,
+    decode_response,
+    find_mechanism,
+    prepare_name,
+    prepare_password,
+)
+from smtpd.config import LogOptions
+from smtpd.log import Log
+from smtpd.metrics import Metrics
+from smtpd.replies import Refused, Reply
+from smtpd.services import Services
+
+
+class Lines:
+    """A log sink that keeps everything."""
+
+    def __init__(self) -> None:
+        self.octets = bytearray()
+
+    def write(self, data: bytes) -> int:
+        self.octets += data
+        return len(data)
+
+    def reopen(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Script:
+    """A client that answers challenges from a list."""
+
+    def __init__(self, *answers: bytes) -> None:
+        self.answers = list(answers)
+        self.challenges: list[bytes] = []
+
+    async def challenge(self, data: bytes) -> bytes:
+        self.challenges.append(data)
+        return self.answers.pop(0)
+
+    async def ask[T](self, work: Coroutine[Any, Any, T]) -> T:
+        return await work
+
+
+class Table(CredentialProvider):
+    """A third party's provider: a name, a password, or an exception."""
+
+    def __init__(self, name: str, users: dict[str, str] | Exception) -> None:
+        super().__init__(name, ProviderOptions(type="table"), SERVICES)
+        self.users = users
+        self.asked: list[tuple[str, str]] = []
+        self.running = False
+
+    async def start(self) -> None:
+        if isinstance(self.users, OSError):
+            raise self.users
+        self.running = True
+
+    async def stop(self) -> None:
+        self.running = False
+
+    async def health(self) -> str | None:
+        return "not there" if isinstance(self.users, Exception) else None
+
+    async def check_password(self, user: str, password: str) -> str | None:
+        self.asked.append((user, password))
+        if isinstance(self.users, Exception):
+            raise self.users
+        return user if self.users.get(user) == password else None
+
+
+LINES = Lines()
+LOG = Log(LogOptions(), sink=LINES)
+SERVICES = Services(hostname="mx.example.com", log=LOG, metrics=Metrics())
+ALICE = {"alice@example.com": "correct horse"}
+
+
+def events(log: Log, lines: Lines) -> list[str]:
+    log.flush()
+    return [json.loads(line)["event"] for line in lines.octets.splitlines()]
+
+
+def authenticator(*providers: CredentialProvider) -> Authenticator:
+    return Authenticator(providers or [Table("users", ALICE)], log=LOG)
+
+
+async def log_in(
+    mechanism: str, initial: bytes | None, *answers: bytes, users: Authenticator | None = None
+) -> str | Reply:
+    found = find_mechanism(mechanism, tls=True)
+    try:
+        return await found.authenticate(Script(*answers), initial, users or authenticator())
+    except Refused as refused:
+        return refused.reply
+
+
+def refusal(call: Any, *arguments: Any) -> Reply:
+    with pytest.raises(Refused) as caught:
+        call(*arguments)
+    return caught.value.reply
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        b"\0alice@example.com\0correct horse",
+        b"alice@example.com\0alice@example.com\0correct horse",
+        b"Alice@Example.com\0alice@example.com\0correct horse",
+        b"\0ALICE@example.com\0correct horse",
+        "\0alice@example.com\0correct\u00a0horse".encode(),
+    ],
+)
+async def test_plain_accepts_the_right_password(response: bytes) -> None:
+    assert await log_in("PLAIN", response) == "alice@example.com"
+    assert await log_in("PLAIN", None, response) == "alice@example.com"
+
+
+async def test_plain_without_initial_response_gets_an_empty_challenge() -> None:
+    script = Script(b"\0alice@example.com\0correct horse")
+    await find_mechanism("PLAIN", tls=True).authenticate(script, None, authenticator())
+    assert script.challenges == [b""]
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        b"\0alice@example.com\0wrong",
+        b"\0bob@example.com\0correct horse",
+        b"root\0alice@example.com\0correct horse",
+        b"\0alice@example.com\0",
+        b"\0\0correct horse",
+        b"\0\0",
+        b"\0alice@example.com\0correct\nhorse",
+        b"\0alice@example.com\0\xff\xfe",
+        b"\0\xff\0correct horse",
+        b"\0alice@example.com\0" + b"x" * 2000,
+    ],
+)
+async def test_plain_refuses_anything_else_in_the_same_words(response: bytes) -> None:
+    assert await log_in("PLAIN", response) == replies.AUTH_FAILED
+
+
+@pytest.mark.parametrize(
+    "response",
+    [b"", b"alice", b"\0alice@example.com", b"\0alice@example.com\0correct horse\0", b"\0\0\0", b"\0a\0b\0c"],
+)
+async def test_plain_counts_nuls_exactly(response: bytes) -> None:
+    assert await log_in("PLAIN", response) == replies.AUTH_BAD_RESPONSE
+
+
+async def test_login_prompts_for_name_and_password() -> None:
+    script = Script(b"alice@example.com", b"correct horse")
+    assert await find_mechanism("LOGIN", tls=True).authenticate(script, None, authenticator()) == "alice@example.com"
+    prompts = [base64.b64encode(challenge) for challenge in script.challenges]
+    assert prompts == [b"VXNlcm5hbWU6", b"UGFzc3dvcmQ6"]
+
+
+@pytest.mark.parametrize("initial", [b"alice@example.com", b""])
+async def test_login_takes_the_name_as_initial_response(initial: bytes) -> None:
+    answers = [b"correct horse"] if initial else [b"alice@example.com", b"correct horse"]
+    assert await log_in("LOGIN", initial, *answers) == "alice@example.com"
+
+
+@pytest.mark.parametrize("answers", [(b"alice@example.com", b"wrong"), (b"", b""), (b"\xff", b"x"), (b"a\0b", b"x")])
+async def test_login_refuses_anything_else_in_the_same_words(answers: tuple[bytes, bytes]) -> None:
+    assert await log_in("LOGIN", None, *answers) == replies.AUTH_FAILED
+
+
+@given(st.binary(max_size=100), st.lists(st.binary(max_size=50), min_size=2, max_size=2))
+def test_no_response_raises_anything_but_a_refusal(initial: bytes, answers: list[bytes]) -> None:
+    async def try_both() -> None:
+        assert isinstance(await log_in("PLAIN", initial), Reply)
+        assert isinstance(await log_in("LOGIN", None, *answers), Reply)
+
+    asyncio.run(try_both())
+
+
+@pytest.mark.parametrize("name", ["plain", "PLAIN", "Plain"])
+def test_mechanism_names_are_case_insensitive(name: str) -> None:
+    assert find_mechanism(name, tls=True).name == "PLAIN"
+
+
+def test_unknown_mechanism_and_missing_tls_have_their_own_replies() -> None:
+    assert refusal(lambda: find_mechanism("X-UNKNOWN", tls=True)) == replies.AUTH_UNKNOWN_MECHANISM
+    assert refusal(lambda: find_mechanism("LOGIN", tls=False)) == replies.AUTH_NEEDS_TLS
+
+
+def test_plaintext_mechanisms_are_advertised_behind_tls_only() -> None:
+    assert authenticator().mechanisms(True) == ("PLAIN", "LOGIN")
+    assert authenticator().mechanisms(False) == ()
+    assert Authenticator([], log=LOG).mechanisms(True) == ()
+
+
+@pytest.mark.parametrize(("raw", "decoded"), [(b"", b""), (b"YQ==", b"a"), (b"AGEAYg==", b"\0a\0b"), (b"YWJj", b"abc")])
+def test_base64_is_decoded(raw: bytes, decoded: bytes) -> None:
+    assert decode_response(raw) == decode_initial(raw) == decoded
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"YQ", b"YQ=", b"YQ===", b"YQ==YQ==", b"Y Q==", b" YQ==", b"YQ==\n", b"Y-_=", b"====", b"Y===", b"\xff", b"*"],
+)
+def test_bad_base64_is_refused(raw: bytes) -> None:
+    assert refusal(decode_response, raw) == refusal(decode_initial, raw) == replies.AUTH_BAD_BASE64
+
+
+def test_equals_sign_is_an_empty_initial_response_and_nothing_else() -> None:
+    assert decode_initial(b"=") == b""
+    assert refusal(decode_response, b"=") == replies.AUTH_BAD_BASE64
+
+
+@given(st.binary(max_size=200))
+def test_decoding_is_the_reverse_of_encoding_or_a_refusal(raw: bytes) -> None:
+    assert decode_response(base64.b64encode(raw)) == raw
+    with suppress(Refused):
+        decode_initial(raw)
+
+
+@pytest.mark.parametrize(
+    ("name", "prepared"),
+    [
+        ("User@Example.Test", "user@example.test"),
+        ("ＵＳＥＲ", "user"),
+        ("mu\u0308ller", "müller"),
+        ("MÜLLER", "müller"),
+        ("two words", None),
+        ("", None),
+        ("a\tb", None),
+        ("a\u202eb", None),
+        ("a\u3000b", None),
+    ],
+)
+def test_names_are_prepared_for_comparison(name: str, prepared: str | None) -> None:
+    assert prepare_name(name) == prepared
+
+
+@pytest.mark.parametrize(
+    ("password", "prepared"),
+    [
+        ("Secret", "Secret"),
+        ("pass\u3000word", "pass word"),
+        ("pa\u0308ss", "päss"),
+        ("ﬁ", "ﬁ"),
+        ("", None),
+        ("a\0b", None),
+        ("a\x7fb", None),
+    ],
+)
+def test_passwords_are_prepared_for_comparison(password: str, prepared: str | None) -> None:
+    assert prepare_password(password) == prepared
+
+
+@given(st.text())
+def test_preparing_twice_changes_nothing(text: str) -> None:
+    for prepare in (prepare_name, prepare_password):
+        once = prepare(text)
+        assert once is None or prepare(once) == once
+
+
+async def test_providers_are_asked_in_order_until_one_says_yes() -> None:
+    first, second, third = Table("a", {}), Table("b", ALICE), Table("c", ALICE)
+    users = authenticator(first, second, third)
+    assert await users.check_password("Alice@example.com", "correct horse") == "alice@example.com"
+    assert (first.asked, third.asked) == ([("alice@example.com", "correct horse")], [])
+
+
+async def test_broken_provider_does_not_stand_in_the_way_of_a_good_one() -> None:
+    users = authenticator(Table("ldap", RuntimeError("no route")), Table("file", ALICE))
+    assert await users.check_password("alice@example.com", "correct horse") == "alice@example.com"
+
+
+@pytest.mark.parametrize("problem", [RuntimeError("no route"), Busy()])
+async def test_broken_provider_is_never_a_wrong_password(problem: Exception) -> None:
+    users = authenticator(Table("file", {}), Table("ldap", problem))
+    with pytest.raises(Refused) as caught:
+        await users.check_password("alice@example.com", "correct horse")
+    assert caught.value.reply == replies.AUTH_BACKEND_DOWN
+
+
+async def test_broken_provider_is_logged_once_until_it_works_again() -> None:
+    lines = Lines()
+    log = Log(LogOptions(), sink=lines)
+    table = Table("ldap", RuntimeError("no route"))
+    users = Authenticator([table], log=log)
+    for state in (RuntimeError(), RuntimeError(), {}, RuntimeError()):
+        table.users = state
+        with pytest.raises(Refused):
+            await users.check_password("alice@example.com", "correct horse")
+    assert events(log, lines) == ["auth-provider-broken"] * 2
+    assert b"correct horse" not in lines.octets
+
+
+async def test_providers_start_and_stop_together() -> None:
+    good, bad = Table("file", {}), Table("ldap", OSError("refused"))
+    users = authenticator(good, bad)
+    with pytest.raises(OSError, match="refused"):
+        await users.start()
+    assert good.running is False
+    bad.users = {}
+    await users.start()
+    assert good.running
+    assert bad.running
+    await users.stop()
+    assert not good.running
+
+
+async def test_health_names_the_provider_that_cannot_work() -> None:
+    assert await authenticator(Table("file", {})).health() is None
+    assert await authenticator(Table("file", {}), Table("ldap", OSError())).health() == "ldap: not there"
+
+
+async def test_workers_refuse_what_does_not_fit_and_have_room_again_afterwards() -> None:
+    workers = Workers("test", threads=1, waiting=1)
+    go = threading.Event()
+    running = [asyncio.ensure_future(workers.run(go.wait)) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(Busy):
+        await workers.run(lambda: True)
+    go.set()
+    assert await asyncio.gather(*running) == [True, True]
+    assert await workers.run(lambda: "room") == "room"
+    workers.close()
+
+
+async def test_work_that_waits_is_dropped_with_its_caller() -> None:
+    workers = Workers("test", threads=1, waiting=1)
+    go, done = threading.Event(), threading.Event()
+    running = asyncio.ensure_future(workers.run(go.wait))
+    waiting = asyncio.ensure_future(workers.run(done.set))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    go.set()
+    await running
+    assert await workers.run(done.is_set) is False
+    workers.close()
