@@ -249,10 +249,18 @@ def test_odd_secret_files_are_problems_that_do_not_show_them(write: Write, tmp_p
     assert "two" not in str(problem)
 
 
-def test_secret_and_its_file_exclude_each_other(write: Write) -> None:
-    text = GOOD + '[smtpd.metrics]\ntoken = "hush-hush"\ntoken_file = "/x"\n'
-    (problem,) = check(write(text), {}).problems
-    assert "hush" not in str(problem)
+def test_secret_and_its_file_exclude_each_other(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("hush-hush\n")
+    text = GOOD + f'[smtpd.metrics]\ntoken = "hush-hush"\ntoken_file = "{tmp_path}/token"\n'
+    assert complaints(check(write(text), {})) == [
+        "config.toml:19: smtpd.metrics.token_file: stands beside token; only one of them can be right"
+    ]
+
+
+def test_variables_of_the_right_kind_but_out_of_range_say_so(write: Write) -> None:
+    assert complaints(check(write(GOOD), {"SMTPD__MAX_RECEIVED": "0"})) == [
+        "environment: SMTPD__MAX_RECEIVED: must be greater than or equal to 1"
+    ]
 
 
 def test_wrong_secrets_are_not_repeated(write: Write) -> None:
