@@ -37,7 +37,7 @@ def sample(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_made_texts_are_fresh(name: str) -> None:
-    assert (TOP / name).read_text() == TEXTS[name](), "run: python -m smtpd.reference"
+    assert (TOP / name).read_text(encoding="utf-8") == TEXTS[name](), "run: python -m smtpd.reference"
 
 
 def test_the_sample_loads_once_its_certificates_exist(sample: str, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ TEXTS: Mapping[str, Callable[[], str]] = {
 
 def stale(top: Path) -> list[str]:
     """Files below the repository's top that are missing or differ from what the code says."""
-    return [name for name, make in TEXTS.items() if not (top / name).is_file() or (top / name).read_text() != make()]
+    return [name for name, make in TEXTS.items() if _read(top / name) != make()]
 
 
 def write(top: Path) -> list[str]:
@@ -32,5 +32,9 @@ def write(top: Path) -> list[str]:
     names = stale(top)
     for name in names:
         (top / name).parent.mkdir(parents=True, exist_ok=True)
-        (top / name).write_text(TEXTS[name]())
+        (top / name).write_text(TEXTS[name](), encoding="utf-8")
     return names
+
+
+def _read(file: Path) -> str | None:
+    return file.read_text(encoding="utf-8") if file.is_file() else None

@@ -107,7 +107,7 @@ def filters_page() -> str:
 
 def agents_page() -> str:
     """docs/agents.md."""
-    parts = [MADE, _AGENTS]
+    parts = [MADE, _AGENTS, "## Options of every agent", _table(options_of(AgentOptions))]
     for name, plugin in own_plugins(plugins.AGENTS).items():
         parts += [f"## {name}\n\n{manual(plugin)}", _own(plugin, AgentOptions), _counted(plugin)]
     return _page(parts)
