@@ -46,14 +46,10 @@ def soak_rounds(request: pytest.FixtureRequest) -> int:
     return rounds
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # Peers share the real ports and the machine: one worker runs all of them, one after another.
     for item in items:
         if "interop" in item.path.relative_to(TOP).parts:
             item.add_marker("interop")
-        if item.get_closest_marker("interop"):
-            item.add_marker(pytest.mark.xdist_group("interop"))
 
 
 def nothing_may_be_skipped() -> bool:
