@@ -80,23 +80,20 @@ class ContentBudget:
 class DataRate:
     """Watches how fast content arrives: whole windows one after the other, so a stall shows within two.
 
-    `min_rate` in bytes per second, `window` in seconds; times are seconds of any steady clock. The first
-    call starts the first window.
+    `min_rate` in bytes per second, `window` in seconds; `started` and `now` are seconds of one steady clock.
     """
 
     __slots__ = ("_octets", "_started", "min_rate", "window")
 
-    def __init__(self, min_rate: float, window: float = 60.0) -> None:
+    def __init__(self, min_rate: float, started: float, *, window: float = 60.0) -> None:
         self.min_rate = min_rate
         self.window = window
-        self._started: float | None = None
+        self._started = started
         self._octets = 0
 
     def too_slow(self, now: float, octets: int) -> bool:
         """Add octets that just arrived (0 to ask only): True when a window ended below the rate."""
         self._octets += octets
-        if self._started is None:
-            self._started = now
         passed = now - self._started
         if passed < self.window:
             return False

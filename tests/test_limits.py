@@ -81,26 +81,20 @@ def test_giving_back_more_than_was_taken_is_an_error() -> None:
 
 
 def test_slow_content_shows_at_the_end_of_a_window() -> None:
-    rate = DataRate(10, window=60)
-    assert not rate.too_slow(1000.0, 0)
+    rate = DataRate(10, 1000.0, window=60)
     assert not rate.too_slow(1059.9, 599)
     assert rate.too_slow(1060.0, 0)
 
 
 def test_content_at_the_minimum_rate_is_fast_enough() -> None:
-    rate = DataRate(10, window=60)
-    rate.too_slow(1000.0, 0)
-    assert not rate.too_slow(1060.0, 600)
+    assert not DataRate(10, 1000.0, window=60).too_slow(1060.0, 600)
 
 
 def test_a_fast_start_does_not_pay_for_a_stall_later() -> None:
-    rate = DataRate(10, window=60)
-    rate.too_slow(0.0, 1_000_000)
-    assert not rate.too_slow(60.0, 1)
+    rate = DataRate(10, 0.0, window=60)
+    assert not rate.too_slow(60.0, 1_000_000)
     assert rate.too_slow(120.0, 1)
 
 
 def test_no_minimum_rate_means_never_too_slow() -> None:
-    rate = DataRate(0)
-    rate.too_slow(0.0, 0)
-    assert not rate.too_slow(1e9, 0)
+    assert not DataRate(0, 0.0).too_slow(1e9, 0)

@@ -6,7 +6,7 @@ from ipaddress import IPv4Address
 from typing import Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as some
 from pydantic import SecretStr
 
@@ -120,6 +120,7 @@ def test_long_values_and_lists_are_cut(memory: Memory) -> None:
 @pytest.mark.parametrize("privacy", [False, True])
 def test_no_value_can_forge_a_line(format: Literal["json", "console"], privacy: bool) -> None:
     @given(some.text(), some.text())
+    @example("name", "\x7f\x1b[2J\u2028\x85\ud800\r\n{")
     def check(name: str, value: str) -> None:
         memory = Memory()
         log = make(memory, Options(format=format, privacy=privacy))
