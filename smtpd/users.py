@@ -30,6 +30,7 @@ from pydantic import Field
 
 from smtpd import files
 from smtpd.auth import (
+    MAX_CREDENTIAL,
     CredentialProvider,
     ProviderOptions,
     Workers,
@@ -326,8 +327,10 @@ def _good_login(login: str) -> str:
 
 def _good_password(password: str) -> str:
     secret = prepare_password(password)
-    if secret is None:
-        raise UserFileError("a password has at least one character and no control characters")
+    if secret is None or len(secret.encode()) > MAX_CREDENTIAL:
+        raise UserFileError(
+            f"a password has at least one character, no control characters and at most {MAX_CREDENTIAL} octets"
+        )
     return secret
 
 
