@@ -208,9 +208,7 @@ class Maildir(DeliveryAgent):
         if isinstance(options.recipients, tuple):
             return KnownRecipients(self._layout, options.recipients)
         if isinstance(options.recipients, FileOfRecipients):
-            return RecipientFile(
-                self._layout, options.recipients.file, clock=time.monotonic, complain=self._complain
-            )
+            return RecipientFile(self._layout, options.recipients.file, clock=time.monotonic, complain=self._complain)
         return None
 
     def _complain(self, exception: Exception) -> None:

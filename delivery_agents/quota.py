@@ -61,9 +61,7 @@ class Quota:
             messages += 1
         temporary = os.path.join(path, "tmp", f"{os.getpid()}.{time.monotonic_ns()}.maildirsize")
         try:
-            descriptor = os.open(
-                temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-            )
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:  # a mailbox that is not made yet
             return octets
         try:

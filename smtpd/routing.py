@@ -93,9 +93,15 @@ class Router:
         if self._postmaster is not None:
             mailbox, agent = self._postmaster
             return Recipient(address, agent, mailbox, exempt=True)
-        if key is None and not self._domains:
+        if key is not None:
+            return Recipient(address, self._domains[key], exempt=True)
+        # <Postmaster> without a domain: the first of ours that is one.
+        domain = next((name for name in self._domains if not name.startswith("*")), None)
+        if domain is None:
             return replies.NO_SUCH_USER(address=address)
-        return Recipient(address, self._domains[key or next(iter(self._domains))], exempt=True)
+        return Recipient(
+            address, self._domains[domain], Address("postmaster", domain, f"postmaster@{domain}"), exempt=True
+        )
 
     def _mapped_recipient(self, address: Address, value: str) -> Recipient:
         if value in self._aliases:

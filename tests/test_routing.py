@@ -184,7 +184,9 @@ def test_postmaster_is_exempt_and_goes_to_the_configured_mailbox(text: str) -> N
 def test_postmaster_without_configuration_belongs_to_the_domain() -> None:
     assert ask(router({"*@example.com": "deny"}), "postmaster@example.com") == "store"
     assert ask(router(), "postmaster@x.example.com") == "wild"
-    assert ask(router(), "Postmaster") == "store"
+    assert ask(router(), "Postmaster") == "store -> postmaster@example.com"
+    assert ask(router(domains={"*": "all"}), "Postmaster") == "550 5.1.1"
+    assert ask(router(domains={"*": "all"}, postmaster="root@example.com"), "Postmaster") == "all -> root@example.com"
     assert ask(router(), "postmaster@elsewhere.test") == "550 5.7.1"
 
 

@@ -24,7 +24,7 @@ def test_configuration_without_the_word_is_a_mistake() -> None:
 
 async def test_start_refuses_however_the_options_were_made() -> None:
     agent, _ = make(DiscardOptions.model_construct(type="discard", allow_discard=False))
-    with pytest.raises(ValueError, match="agent hole: .*allow_discard"):
+    with pytest.raises(ValueError, match=r"agent hole: .*allow_discard"):
         await agent.start()
 
 
