@@ -327,7 +327,9 @@ def serve(directory: Path, certificates: Certificates) -> Iterator[Callable[...,
             config = "\n".join(toml_lines(merge(default_tables(directory, certificates), config or {}))) + "\n"
         path = directory / f"config{len(started) or ''}.toml"
         path.write_text(config, encoding="utf-8")
-        (directory / "users").write_text(f"{Server.login}:{cheap_hash(Server.password)}\n")
+        users = directory / "users"
+        users.touch(mode=0o600)
+        users.write_text(f"{Server.login}:{cheap_hash(Server.password)}\n")
         server = Server(path, python, environment or {})
         started.append(server)
         if wait:
