@@ -197,8 +197,7 @@ class _Lines:
         if exception is not None:
             add(self._traceback(exception))
         add(self._end)
-        line = "".join(parts)
-        return line if "\x7f" not in line else line.replace("\x7f", "\\u007f")
+        return "".join(parts)
 
     def _begin_second(self, second: int) -> None:
         self._second = second
