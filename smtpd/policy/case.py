@@ -6,8 +6,8 @@ Whatever outlives the stage sits on the session or on the transaction, and dies 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Coroutine, Iterable
+from typing import TYPE_CHECKING, Any
 
 from smtpd.model import Recipient, Session, Transaction
 from smtpd.policy.decision import Decision, Held
@@ -122,6 +122,11 @@ class Case:
     def pending_of(self, checks: Collection[Check]) -> list[Lookup]:
         """What these filters have not answered yet."""
         return [lookup for lookup in self.pending() if lookup.hook.check in checks]
+
+
+def begin[Answer](work: Coroutine[Any, Any, Answer]) -> asyncio.Task[Answer]:
+    """Run it at once as far as it goes without waiting."""
+    return asyncio.Task(work, loop=asyncio.get_running_loop(), eager_start=True)
 
 
 async def answered(lookups: Iterable[Lookup]) -> None:

@@ -16,7 +16,7 @@ from smtpd import replies
 from smtpd.metrics import Counter, Histogram
 from smtpd.model import Session, Transaction
 from smtpd.options import StageName
-from smtpd.policy.case import Case, Lookup, answered
+from smtpd.policy.case import Case, Lookup, answered, begin
 from smtpd.policy.decision import STAGES, Decision, Held, Result
 from smtpd.policy.filter import Filter, Verdict
 from smtpd.policy.rule import CONDITIONS, Rule
@@ -143,7 +143,7 @@ class Hook:
 
     def start(self, case: Case) -> Lookup | None:
         """Ask without waiting; None when the answer is there at once."""
-        task = asyncio.Task(self.decide(case), eager_start=True)
+        task = begin(self.decide(case))
         if task.done():
             task.result()
             return None

@@ -58,6 +58,11 @@ class Decision:
     labels: frozenset[str] = frozenset()
     score: float = 0.0
 
+    def __str__(self) -> str:
+        """As in "spf mail held spf-fail 12ms +forged"."""
+        words = [self.filter, self.stage, self.result, self.reply, f"{self.seconds * 1000:.0f}ms"]
+        return " ".join([word for word in words if word] + [f"+{label}" for label in sorted(self.labels)])
+
 
 @dataclass(frozen=True, slots=True)
 class Judgement:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from smtpd.model import Session, Transaction
 from smtpd.options import StageName
-from smtpd.policy.case import cancel_pending
+from smtpd.policy.case import begin, cancel_pending
 from smtpd.policy.checks import Check, Hook
 from smtpd.policy.decision import STAGES, Held
 from smtpd.policy.filter import Filter
@@ -65,7 +65,7 @@ class Policy:
         """Whether `close` can have anything to do."""
 
     def forget_helo(self, session: Session) -> None:
-        """Call before `helo` when the client says EHLO again: what was decided about the first one goes.
+        """Call before every `helo`: what was decided about an EHLO before, even a refused one, goes.
 
         What was decided before STARTTLS stays, or STARTTLS would be a way round every list.
         """
@@ -105,7 +105,7 @@ async def _tell(checks: Sequence[Check], tell: Callable[[Check], Coroutine[None,
     if len(checks) == 1:
         await tell(checks[0])
         return
-    tasks = [asyncio.Task(tell(check), eager_start=True) for check in checks]
+    tasks = [begin(tell(check)) for check in checks]
     waiting = [task for task in tasks if not task.done()]
     try:
         if waiting:
