@@ -79,7 +79,7 @@ async def test_crash_leaves_one_traceback_and_one_count(world, kind):
     await ask_for_recipient(world, world.policy((kind, {"on_error": "defer"})))
     [line] = world.logged()
     assert (line["event"], line["filter"], line["trace"]) == ("filter failed", "broken", "MAIL")
-    assert "Traceback" in line["exception"] if isinstance(line.get("exception"), str) else line
+    assert line["exception"].count("Traceback") == 1
     assert world.count("smtpd_filter_errors_total", filter="broken", kind="exception") == 1
     assert world.count("smtpd_filter_verdicts_total", filter="broken", verdict="defer") == 1
 
