@@ -304,6 +304,11 @@ class Channel:
         elif now and self._task is not None and not self._finishing:
             self._task.cancel()
 
+    @property
+    def is_listening(self) -> bool:
+        """Whether the conversation waits for the client."""
+        return self._waiting
+
     def close(self) -> None:
         """Send the last words and hang up."""
         if not self._lost:

@@ -218,6 +218,11 @@ SOME_REFUSED = Reply("some-refused", 550, "5.0.0", "Delivered, but not to {recip
 STORE_FAILED = Reply("store-failed", 451, "4.3.0", "The message could not be stored, please try again later")
 
 
+def ehlo(lines: str) -> bytes:
+    """The reply to EHLO: our name, then one keyword a line, joined with line breaks (RFC 5321 §4.1.1.1)."""
+    return Reply("ehlo", 250, "", lines).plain
+
+
 def all_replies() -> dict[str, Reply]:
     """Every constant of this file by its name, in order; the reply table of the documentation."""
     return {name: value for name, value in globals().items() if isinstance(value, Reply)}

@@ -65,6 +65,12 @@ class Server:
         """Where each listener really listens: "127.0.0.1:2525" and so on."""
         return {name: [describe(opened) for opened in opened] for name, opened in self._sockets.items()}
 
+    async def start_quietly(self) -> Generation:
+        """Start agents and filters, but listen nowhere; for conversations that come by another way."""
+        self._generation = self._make(self.config)
+        await self._generation.start()
+        return self._generation
+
     async def start(self) -> None:
         """Start agents and filters, then listen. What it raises says what is wrong; nothing keeps running then."""
         try:

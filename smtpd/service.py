@@ -61,7 +61,7 @@ class Service:
             lines += "\nSTARTTLS"  # RFC 3207 §4.2: not once it is active
         if session.login is None and (mechanisms := self.mechanisms(session)):
             lines += "\nAUTH " + " ".join(mechanisms)
-        return Reply("ehlo", 250, "", lines).plain
+        return replies.ehlo(lines)
 
     def mechanisms(self, session: Session) -> tuple[str, ...]:
         """The SASL mechanisms offered now; none without TLS where they would give the password away."""

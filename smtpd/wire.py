@@ -9,7 +9,7 @@ import asyncio
 import ssl
 from collections.abc import Callable
 from ipaddress import IPv6Address, ip_address
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from smtpd import replies, tls
 from smtpd.channel import Channel, Disconnected
@@ -81,14 +81,14 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Admit or refuse, then start the conversation."""
-        assert isinstance(transport, asyncio.Transport)
+        assert _is_transport(transport)
         self._transport = transport
         gate, service = self._gate, self._gate.service
         ip, port = _address(transport, "peername")
         text = str(ip)
         if refusal := gate.refusal(text):
             if service.switches.tls != "implicit":  # nobody could read it there
-                transport.write(refusal.plain)
+                self.write(refusal.plain)
             transport.close()
             return
         self._ip = text
@@ -208,6 +208,10 @@ class Connection(asyncio.Protocol):
 
     def _transport_is_plain(self) -> bool:
         return self._transport is not None and self._transport.get_extra_info("ssl_object") is None
+
+
+def _is_transport(transport: asyncio.BaseTransport) -> TypeGuard[asyncio.Transport]:
+    return hasattr(transport, "write")  # uvloop's classes do not derive from asyncio's
 
 
 def _address(transport: asyncio.BaseTransport, which: Literal["peername", "sockname"]) -> tuple[IPAddress, int]:
