@@ -1,9 +1,10 @@
 import asyncio
 import json
-import multiprocessing
 import os
 import stat
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -264,19 +265,17 @@ def test_mistakes_are_told_and_change_nothing(path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def _add_some(path: Path, stem: str) -> None:
-    for number in range(10):
-        users.add(path, f"{stem}{number}", "x", CHEAP)
+def test_editors_at_once_lose_nothing(path: Path) -> None:
+    together = threading.Barrier(4)
 
+    def edit(stem: str) -> None:
+        together.wait()
+        for number in range(10):
+            users.add(path, f"{stem}{number}", "x", CHEAP)
 
-def test_two_editors_at_once_lose_nothing(path: Path) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    editors = [spawn.Process(target=_add_some, args=(path, stem)) for stem in "ab"]
-    for editor in editors:
-        editor.start()
-    for editor in editors:
-        editor.join(60)
-    assert len(users.load(path).hashes) == 21
+    with ThreadPoolExecutor(4) as editors:
+        list(editors.map(edit, "abcd"))
+    assert len(users.load(path).hashes) == 41
 
 
 def test_second_line_of_a_user_is_a_problem_and_the_first_one_counts(path: Path) -> None:
