@@ -265,10 +265,11 @@ class Workers:
     def __init__(self, name: str, *, threads: int = 2, waiting: int = 64) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._room = threading.BoundedSemaphore(threads + waiting)
+        self._closed = False
 
     async def run[T](self, work: Callable[[], T]) -> T:
         """Call `work` in a thread and return its result; work that still waits goes when the caller does."""
-        if not self._room.acquire(blocking=False):
+        if self._closed or not self._room.acquire(blocking=False):
             raise Busy
         try:
             future = self._pool.submit(work)
@@ -276,11 +277,18 @@ class Workers:
             self._room.release()
             raise
         future.add_done_callback(self._release)
-        return await asyncio.wrap_future(future)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if self._closed and not (caller is not None and caller.cancelling()):
+                raise Busy from None  # `close` dropped the work; nobody asked the caller to end
+            raise
 
     def _release(self, _future: Future[Any]) -> None:
         self._room.release()
 
     def close(self) -> None:
-        """Let what runs finish in its thread, drop what waits."""
+        """Let what runs finish in its thread, drop what waits: its callers see Busy, and so do later ones."""
+        self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -352,3 +352,18 @@ async def test_work_that_waits_is_dropped_with_its_caller() -> None:
     await running
     assert await workers.run(done.is_set) is False
     workers.close()
+
+
+async def test_work_that_waits_when_the_workers_close_is_busy_not_cancelled() -> None:
+    workers = Workers("test", threads=1, waiting=1)
+    go = threading.Event()
+    running = asyncio.ensure_future(workers.run(go.wait))
+    waiting = asyncio.ensure_future(workers.run(go.wait))
+    await asyncio.sleep(0)
+    workers.close()
+    with pytest.raises(Busy):
+        await waiting
+    with pytest.raises(Busy):
+        await workers.run(go.wait)
+    go.set()
+    assert await running is True
