@@ -56,25 +56,14 @@ class Account:
             for domain in domains or [""]:
                 meters.rejected(reply.key, domain)
             meters.delivered("deferred" if reply.is_temporary else "refused", seconds)
-        session = self._session
-        self._service.log.message(
-            "message",
-            trace=mail.id,
-            session=session.id,
-            listener=session.listener,
-            ip=session.ip,
-            helo=session.helo,
-            tls=session.tls.version if session.tls else None,
-            cipher=session.tls.cipher if session.tls else None,
-            login=session.login,
-            sender=mail.sender,
-            recipients=[recipient.address for recipient in mail.recipients],
-            size=size,
-            seconds=round(seconds, 4),
-            reply=str(reply),
-            reason=reply.key,
-            **_judged(reply, mail),
-        )
+        who = self._who(mail)
+        who["recipients"] = [recipient.address.text for recipient in mail.recipients]
+        who["size"] = size
+        who["seconds"] = seconds
+        who["reply"] = str(reply)
+        who["reason"] = reply.key
+        who.update(_judged(reply, mail))
+        self._service.log.message("message", **who)
 
     def login(self, mechanism: str, reply: Reply, user: str | None = None) -> None:
         """AUTH ended; the line is what fail2ban looks for."""
@@ -117,11 +106,16 @@ class Account:
             "trace": mail.id if mail is not None else session.id,
             "session": session.id,
             "listener": session.listener,
-            "ip": session.ip,
+            "ip": session.ip_text,
             "helo": session.helo,
         }
+        if session.tls is not None:
+            who["tls"] = session.tls.version
+            who["cipher"] = session.tls.cipher
+        if session.login is not None:
+            who["login"] = session.login
         if mail is not None:
-            who["sender"] = mail.sender
+            who["sender"] = mail.sender.text
         return who
 
 

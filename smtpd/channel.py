@@ -136,23 +136,19 @@ class Channel:
             raise Draining
         end = self._data.find(b"\r\n", self._position)
         if end < 0:
-            end = await self._line_end(timeout, limit, idle)
-        line = self._data[self._position : end]
-        self._position = end + 2
-        if len(line) + 2 > 512 and len(line) + 2 > (limit or limit_for(line)):
-            raise Refused(replies.LINE_TOO_LONG)
-        return line
-
-    async def _line_end(self, timeout: float, limit: int, idle: bool) -> int:
-        self._deadline = self._loop.time() + timeout if timeout else 0.0
-        while True:
+            self._deadline = self._loop.time() + timeout if timeout else 0.0
+        while end < 0:
             await self._input(idle)
             end = self._data.find(b"\r\n", self._position)
-            if end >= 0:
-                return end
-            if len(self._data) - self._position > (limit or limit_for(self._data[self._position :])):
+            unread = len(self._data) - self._position
+            if end < 0 and unread > 512 and unread > (limit or limit_for(self._data[self._position :])):
                 await self._skip_line(idle)
                 raise Refused(replies.LINE_TOO_LONG)
+        line = self._data[self._position : end]
+        self._position = end + 2
+        if len(line) > 510 and len(line) + 2 > (limit or limit_for(line)):
+            raise Refused(replies.LINE_TOO_LONG)
+        return line
 
     async def _skip_line(self, idle: bool) -> None:
         while (end := self._data.find(b"\r\n", self._position)) < 0:
@@ -239,13 +235,14 @@ class Channel:
         """Whether the client is gone; one that closed its sending side behind a QUIT still listens."""
         return self._lost or (self._eof and b"QUIT\r\n" not in self.pending_octets.upper())
 
-    async def _input(self, idle: bool) -> None:
+    @coroutine
+    def _input(self, idle: bool) -> Generator[object, None, None]:
         if self._lost or self._eof:
             raise Disconnected
         self._idle = idle
         self._waiting = True
         try:
-            await _wait(_INPUT)
+            yield _INPUT
         finally:
             self._waiting = False
 

@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable, Collection, Mapping
 from hashlib import blake2b
 from json.encoder import encode_basestring_ascii
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeGuard
 
 from smtpd.sinks import Complaints, Output, Sink, open_sink
 
@@ -192,6 +192,8 @@ class _Lines:
                 add(f"{start}{value}")
             elif start is not None and type(value) is float and -_HUGE < value < _HUGE:
                 add(f"{start}{value:.6f}")
+            elif start is not None and self._json and type(value) is list and _is_short_text(value):
+                add(f"{start}[{','.join(map(quote, value))}]")
             else:
                 add(self._careful(name, value))
         if exception is not None:
@@ -303,6 +305,10 @@ class _Redaction:
             return local
         folded = local.strip("<\"'").lower().encode("utf-8", "backslashreplace")
         return blake2b(folded, digest_size=4, key=self._salt).hexdigest()
+
+
+def _is_short_text(values: list[object]) -> TypeGuard[list[str]]:
+    return len(values) <= MAX_ITEMS and all(type(value) is str and len(value) <= MAX_TEXT for value in values)
 
 
 def _as_text(value: object) -> str:

@@ -95,6 +95,8 @@ class Session:
     """Name of the listener's table in the configuration."""
     ip: IPAddress
     """The client's address (behind a proxy: the inner one); 127.0.0.1 for a unix socket."""
+    ip_text: str = ""
+    """`ip` as text."""
     port: int = 0
     local_ip: str = ""
     local_port: int = 0
@@ -121,6 +123,9 @@ class Session:
     transactions: int = 0
     early: bool = False
     """The client spoke before it was its turn: before the banner, or behind a command that ends a group."""
+
+    def __post_init__(self) -> None:
+        self.ip_text = self.ip_text or str(self.ip)
 
     def forget_claims(self) -> None:
         """RFC 3207 §4.2: after the handshake nothing the client said before counts."""

@@ -82,8 +82,11 @@ class Reply:
     def encode(self, trace: str = "", texts: Mapping[str, str] | None = None) -> bytes:
         """The bytes on the wire; `trace` is set in brackets behind the text, `texts` holds changed texts by key."""
         text = texts.get(self.key, self.text) if texts else self.text
-        if not trace and text is self.text:
-            return self.plain
+        if text is self.text:
+            if not trace:
+                return self.plain
+            if len(self.plain) + len(trace) + 3 <= MAX_LINE and self.plain.find(b"\r\n") + 2 == len(self.plain):
+                return b"%b [%b]\r\n" % (self.plain[:-2], trace.encode("ascii"))
         return self._encode(text, trace)
 
     def _fill(self, text: str) -> str:

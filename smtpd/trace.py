@@ -43,7 +43,7 @@ def protocol(session: Session, mail: Transaction) -> str:
 
 def address_literal(session: Session) -> str:
     """The client's address in RFC 5321 §4.1.3 form."""
-    return f"[IPv6:{session.ip}]" if isinstance(session.ip, IPv6Address) else f"[{session.ip}]"
+    return f"[IPv6:{session.ip_text}]" if isinstance(session.ip, IPv6Address) else f"[{session.ip_text}]"
 
 
 def received(session: Session, mail: Transaction, hostname: str) -> bytes:

@@ -98,6 +98,7 @@ class Connection(asyncio.Protocol):
             id=new_id(),
             listener=service.listener,
             ip=ip,
+            ip_text=text,
             port=port,
             local_ip=str(local_ip),
             local_port=local_port,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from delivery_agents.committer import MAX_BATCH
 from smtpd import replies
 from smtpd.content import Content
 from smtpd.limits import ContentBudget
@@ -234,10 +235,35 @@ async def test_waiter_that_goes_away_does_not_stop_the_delivery(start: Start, tm
 async def test_stop_finishes_what_was_handed_over_and_takes_nothing_more(start: Start, tmp_path: Path) -> None:
     agent = await start()
     assert await agent.health() is None
-    tasks = [asyncio.create_task(deliver(agent, "bob@example.com")) for _ in range(50)]
+    tasks = [asyncio.create_task(deliver(agent, "bob@example.com")) for _ in range(3 * MAX_BATCH)]
     await asyncio.sleep(0)
     await agent.stop()
-    assert set(await asyncio.gather(*tasks)) == {replies.ACCEPTED}
-    assert len(stored(tmp_path)) == 50
+    async with asyncio.timeout(10):
+        assert set(await asyncio.gather(*tasks)) == {replies.ACCEPTED}
+    assert len(stored(tmp_path)) == 3 * MAX_BATCH
     assert await deliver(agent, "bob@example.com") is replies.STORE_FAILED
     assert "not running" in (await agent.health() or "")
+
+
+async def test_answer_comes_after_the_file_is_synced_and_moved_and_its_directory_synced(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = await start()
+    await deliver(agent, "bob@example.com")
+    steps: list[str] = []
+
+    def watch(name: str) -> None:
+        genuine: Callable[..., Any] = getattr(os, name)
+
+        def step(*arguments: Any, **options: Any) -> Any:
+            result = genuine(*arguments, **options)
+            target = os.path.basename(os.readlink(f"/proc/self/fd/{arguments[0]}")) if name == "fsync" else ""
+            steps.append(f"{name} {target}" if target == "new" else name)
+            return result
+
+        monkeypatch.setattr(os, name, step)
+
+    for name in ("writev", "fsync", "rename"):
+        watch(name)
+    await deliver(agent, "bob@example.com")
+    assert steps == ["writev", "fsync", "rename", "fsync new"]
