@@ -84,6 +84,9 @@ class Server:
             await self._listen()
             self._exporter = Exporter(self.config.metrics, self.metrics, self._problems, self.log)
             await self._exporter.start()
+            if self._exporter.port:
+                host = self.config.metrics.address.rpartition(":")[0]
+                self.log.info("metrics", address=f"{host}:{self._exporter.port}", path=self.config.metrics.path)
         except BaseException:
             await self.stop()
             raise
