@@ -2,7 +2,7 @@
 
 Each command is one method: guard, parse, judge, answer. How octets come and go is `channel.py`, what
 they mean is `commands.py`, what filters think is `policy`, where mail goes is `delivery.py`, what we
-say is `replies.py`, and what is counted and logged of it is `account.py`.
+say is `replies.py`, how it is said `answering.py`, and what is counted and logged of it `account.py`.
 """
 
 from __future__ import annotations
@@ -11,44 +11,21 @@ from collections.abc import Awaitable, Callable
 from time import perf_counter
 
 from smtpd import auth, commands, replies, trace
-from smtpd.account import Account
-from smtpd.channel import Channel, Disconnected, Draining, Ended, TimedOut
+from smtpd.answering import Answering, InFlight
+from smtpd.channel import Disconnected, Draining, Ended, TimedOut
 from smtpd.content import ChunkReceiver, DataReceiver, Receiver, SkippedChunk
 from smtpd.delivery import Deliveries, combine
-from smtpd.model import Message, Recipient, Session, Transaction
+from smtpd.model import Message, Recipient, Transaction
 from smtpd.replies import Refused, Reply
 from smtpd.sasl import Exchange
-from smtpd.service import Service
 
 DRAIN_SECONDS = 30.0  # how long a client may go on sending content that was refused half-way
 
 
-class InFlight:
-    """All that lives from MAIL to the reply behind the data."""
-
-    __slots__ = ("deliveries", "mail", "receiver")
-
-    def __init__(self, mail: Transaction, deliveries: Deliveries) -> None:
-        self.mail = mail
-        self.deliveries = deliveries
-        self.receiver: Receiver | None = None
-        """Where content goes; a ChunkReceiver from the first BDAT on."""
-
-
-class Conversation:
+class Conversation(Answering):
     """Speaks SMTP over a channel, for one session, under the rules of one service."""
 
-    __slots__ = ("account", "channel", "clock", "in_flight", "is_over", "service", "session", "verb")
-
-    def __init__(self, channel: Channel, session: Session, service: Service) -> None:
-        self.channel = channel
-        self.session = session
-        self.service = service
-        self.account = Account(session, service)
-        self.in_flight: InFlight | None = None
-        self.verb = ""
-        self.clock = 0.0
-        self.is_over = False
+    __slots__ = ()
 
     async def run(self) -> None:
         """From the greeting to the end; the one place where an exception becomes a reply."""
@@ -77,6 +54,9 @@ class Conversation:
     async def greet(self) -> None:
         """RFC 5321 §3.1: the banner, or a refusal of the whole connection."""
         service = self.service
+        if service.switches.tls == "implicit" and self.session.tls is None:  # RFC 8314 §3.3
+            self.session.tls = await self.channel.start_tls()
+            self.account.secured(self.session.tls)
         if not service.policy.connect.idle and (reply := await self.channel.run(service.policy.connect(self.session))):
             self.account.refused(reply, "CONNECT")
             self._say(replies.NO_SERVICE(hostname=service.config.hostname) if reply.is_permanent else reply)
@@ -341,10 +321,6 @@ class Conversation:
         """Commands that exist, but not here."""
         raise Refused(replies.NOT_OFFERED)
 
-    @property
-    def _mail(self) -> Transaction | None:
-        return self.in_flight.mail if self.in_flight is not None else None
-
     def _with_recipients(self) -> InFlight:
         if self.in_flight is None:
             raise Refused(replies.MAIL_FIRST)
@@ -368,48 +344,6 @@ class Conversation:
             self.is_over = True
         else:
             self._refuse(replies.UNKNOWN_COMMAND)
-
-    def _say(self, reply: Reply, tag: str = "") -> None:
-        self.channel.write(reply.encode(tag, self.service.texts))
-
-    def _refuse(self, reply: Reply, address: object = None, *, traced: bool = False, logged: bool = False) -> None:
-        """Say no, count it, and hang up on a client that is told so too often."""
-        traced = traced or (self.verb in ("MAIL", "RCPT") and not reply.is_syntax_error)
-        if traced and not logged:
-            self.account.refused(reply, self.verb, self._mail, address)
-        self._say(reply, self.account.tag(reply, self._mail) if traced else "")
-        self.session.errors += reply.is_permanent
-        limit = self.service.config.limits.errors_per_session
-        if reply.code == 421:
-            self.is_over = True
-        elif limit and self.session.errors > limit and not self.is_over:
-            self._leave(replies.TOO_MANY_ERRORS)
-
-    def _leave(self, reply: Reply) -> None:
-        """RFC 5321 §3.8: 421 may answer anything, and the connection is over."""
-        reply = reply(hostname=self.service.config.hostname)
-        self.account.left(reply, self._mail)
-        self._say(reply, self.account.tag(reply, self._mail))
-        self.is_over = True
-
-    def _forget_mail(self, outcome: Reply | None = None) -> None:
-        in_flight, self.in_flight = self.in_flight, None
-        if in_flight is None:
-            return
-        if in_flight.receiver is not None:
-            in_flight.receiver.content.close()
-        self.service.policy.abort(in_flight.mail)
-        if in_flight.deliveries.opened and outcome is None:
-            self.service.spawn(in_flight.deliveries.abandon())
-        if self.service.policy.watches_end:
-            self.service.spawn(self.service.policy.end(in_flight.mail, outcome))
-
-    def _finish(self) -> None:
-        self._forget_mail()
-        if self.service.policy.watches_close:
-            self.service.spawn(self.service.policy.close(self.session))
-        self.account.closed()
-        self.channel.close()
 
 
 Method = Callable[[Conversation, bytes], Awaitable[None]]

@@ -85,6 +85,8 @@ class Server:
             self._exporter = Exporter(self.config.metrics, self.metrics, self._problems, self.log)
             await self._exporter.start()
             if self._exporter.port:
+                self.log.info("listening", listener="metrics", address=f"port {self._exporter.port}", mode="http")
+            if self._exporter.port:
                 host = self.config.metrics.address.rpartition(":")[0]
                 self.log.info("metrics", address=f"{host}:{self._exporter.port}", path=self.config.metrics.path)
         except BaseException:
