@@ -174,7 +174,7 @@ class Maildir(DeliveryAgent):
             return self._full(mail.recipients[0])
         if not isinstance(failure, OSError):
             raise failure
-        self.services.log.error("mail not stored", agent=self.name, trace=mail.id, exception=failure)
+        self.services.log.error("mail-not-stored", agent=self.name, trace=mail.id, exception=failure)
         return replies.NO_SPACE if failure.errno in _NO_SPACE else replies.STORE_FAILED
 
     def _full(self, recipient: Recipient) -> Reply:
@@ -212,7 +212,7 @@ class Maildir(DeliveryAgent):
         return None
 
     def _complain(self, exception: Exception) -> None:
-        self.services.log.error("recipient file not usable", agent=self.name, problem=str(exception))
+        self.services.log.error("recipient-file-not-usable", agent=self.name, problem=str(exception))
 
 
 def _delivered_before(message: Message, recipients: list[Recipient]) -> set[Recipient]:

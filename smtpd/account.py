@@ -65,12 +65,12 @@ class Account:
         who.update(_judged(reply, mail))
         self._service.log.message("message", **who)
 
-    def login(self, mechanism: str, reply: Reply, user: str | None = None) -> None:
+    def login(self, mechanism: str, reply: Reply) -> None:
         """AUTH ended; the line is what fail2ban looks for."""
         result = _LOGIN_RESULTS.get(reply.key, "malformed")
         self._service.meters.auth(mechanism, result)
         log = self._service.log.info if result == "ok" else self._service.log.warning
-        log("login", **self._who(None), mechanism=mechanism, result=result, login=self._session.login)
+        log("login", **self._who(None), mechanism=mechanism, result=result)
 
     def secured(self, tls: TlsInfo) -> None:
         """A TLS handshake was done."""
@@ -88,11 +88,11 @@ class Account:
     def vanished(self, mail: Transaction | None) -> None:
         """The client hung up without QUIT; worth a line only inside a transaction."""
         if mail is not None:
-            self._service.log.info("client lost", **self._who(mail))
+            self._service.log.info("client-lost", **self._who(mail))
 
     def bug(self, bug: Exception, mail: Transaction | None) -> Reply:
         """Something of ours broke: one traceback in the log, and the reply for the client."""
-        self._service.log.error("our fault", **self._who(mail), exception=bug)
+        self._service.log.error("our-fault", **self._who(mail), exception=bug)
         return replies.OUR_FAULT
 
     def closed(self) -> None:

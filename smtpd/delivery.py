@@ -216,7 +216,7 @@ class Deliveries:
             self._failed(name, exception)
 
     def _failed(self, agent: str, exception: BaseException) -> Reply:
-        self._log.error("delivery failed", agent=agent, trace=self._mail.id, exception=exception)
+        self._log.error("delivery-failed", agent=agent, trace=self._mail.id, exception=exception)
         return replies.OUR_FAULT
 
     def _cancelled(self, agent: str, exception: asyncio.CancelledError) -> Reply:
@@ -227,7 +227,7 @@ class Deliveries:
         return self._failed(agent, exception)
 
     def _nonsense(self, agent: str, answer: object) -> Reply:
-        self._log.error("delivery answer unusable", agent=agent, trace=self._mail.id, answer=repr(answer))
+        self._log.error("delivery-answer-unusable", agent=agent, trace=self._mail.id, answer=repr(answer))
         return replies.OUR_FAULT
 
 

@@ -83,7 +83,7 @@ class Generation:
             try:
                 await part.stop()
             except Exception as error:
-                self._log.error("stop failed", part=name, exception=error)
+                self._log.error("stop-failed", part=name, exception=error)
 
     async def problems(self) -> list[str]:
         """One line for each part that cannot work now."""

@@ -46,7 +46,7 @@ async def _serve(config: Config, path: Path | None, environ: Mapping[str, str], 
         _drop_privileges(config)
         await server.start()
     except Exception as error:
-        log.error("cannot start", problem=str(error), exception=None if isinstance(error, OSError) else error)
+        log.error("cannot-start", problem=str(error), exception=None if isinstance(error, OSError) else error)
         await server.stop()
         return 1
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -73,9 +73,9 @@ async def _reload(server: Server, path: Path, environ: Mapping[str, str]) -> Non
         await server.reload(config)
     except ConfigError as error:
         for problem in error.problems:
-            server.log.error("reload refused", problem=str(problem))
+            server.log.error("reload-refused", problem=str(problem))
     except Exception as error:
-        server.log.error("reload failed", problem=str(error), exception=error)
+        server.log.error("reload-failed", problem=str(error), exception=error)
 
 
 def _loop_factory(config: Config) -> type[asyncio.AbstractEventLoop] | None:

@@ -85,8 +85,6 @@ class Server:
             self._exporter = Exporter(self.config.metrics, self.metrics, self._problems, self.log)
             await self._exporter.start()
             if self._exporter.port:
-                self.log.info("listening", listener="metrics", address=f"port {self._exporter.port}", mode="http")
-            if self._exporter.port:
                 host = self.config.metrics.address.rpartition(":")[0]
                 self.log.info("metrics", address=f"{host}:{self._exporter.port}", path=self.config.metrics.path)
         except BaseException:
@@ -168,7 +166,7 @@ class Server:
     def _spawned_ended(self, task: asyncio.Task[None]) -> None:
         self._background.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self.log.error("our fault", exception=error)
+            self.log.error("our-fault", exception=error)
 
     def _make(self, config: Config) -> Generation:
         return Generation(
@@ -211,7 +209,7 @@ class Server:
             async with asyncio.timeout(seconds):
                 await idle.wait()
         except TimeoutError:
-            self.log.warning("still busy", connections=self._limits.active)
+            self.log.warning("still-busy", connections=self._limits.active)
 
     async def _retire(self, generation: Generation) -> None:
         """Stop an old generation when none of its conversations is left."""

@@ -193,7 +193,7 @@ class Connection(asyncio.Protocol):
             )
         except (OSError, tls.TlsError) as error:
             service.meters.dropped("tls-handshake")
-            service.log.info("tls failed", listener=service.listener, ip=self._ip, problem=str(error))
+            service.log.info("tls-failed", listener=service.listener, ip=self._ip, problem=str(error))
             self._transport.abort()
             raise Disconnected from error
         if transport is None:

@@ -147,7 +147,7 @@ async def test_broken_agent_is_451_and_one_log_line() -> None:
     problem = RuntimeError("broken")
     made, events = deliveries(transaction(one), Storing(answer=problem))
     assert await made.deliver(MESSAGE) == {one: replies.OUR_FAULT}
-    assert events.lines == [("delivery failed", {"agent": "store", "trace": "01TRACE", "exception": problem})]
+    assert events.lines == [("delivery-failed", {"agent": "store", "trace": "01TRACE", "exception": problem})]
 
 
 async def test_agent_broken_at_recipient_is_451() -> None:

@@ -109,13 +109,13 @@ class Check:
         except Exception as problem:
             if isinstance(problem, TimeoutError) and scope.expired():
                 self.timeouts.inc()
-                self._log.warning("filter timed out", filter=self.name, hook=hook, trace=trace)
+                self._log.warning("filter-timed-out", filter=self.name, hook=hook, trace=trace)
                 return "timeout"
             return self._crashed(problem, hook, trace)
 
     def _crashed(self, problem: BaseException, hook: str, trace: str) -> Failure:
         self.crashes.inc()
-        self._log.error("filter failed", filter=self.name, hook=hook, exception=problem, trace=trace)
+        self._log.error("filter-failed", filter=self.name, hook=hook, exception=problem, trace=trace)
         return "error"
 
 

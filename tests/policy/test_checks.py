@@ -78,7 +78,7 @@ async def test_broken_filter_never_rejects(world, kind):
 async def test_crash_leaves_one_traceback_and_one_count(world, kind):
     await ask_for_recipient(world, world.policy((kind, {"on_error": "defer"})))
     [line] = world.logged()
-    assert (line["event"], line["filter"], line["trace"]) == ("filter failed", "broken", "MAIL")
+    assert (line["event"], line["filter"], line["trace"]) == ("filter-failed", "broken", "MAIL")
     assert line["exception"].count("Traceback") == 1
     assert world.count("smtpd_filter_errors_total", filter="broken", kind="exception") == 1
     assert world.count("smtpd_filter_verdicts_total", filter="broken", verdict="defer") == 1
@@ -90,7 +90,7 @@ async def test_filter_that_hangs_is_not_waited_for(world):
     assert await ask_for_recipient(world, deferring) == replies.FILTER_FAILED
     assert world.count("smtpd_filter_errors_total", filter="hanging", kind="timeout") == 2
     assert world.count("smtpd_filter_errors_total", filter="hanging", kind="exception") == 0
-    assert [line["event"] for line in world.logged()] == ["filter timed out"] * 2
+    assert [line["event"] for line in world.logged()] == ["filter-timed-out"] * 2
 
 
 async def test_error_is_in_the_trace(world):

@@ -34,14 +34,6 @@ def at_rcpt(name: str, verdict: Verdict, **members: object) -> type[Filter]:
     return type(name, (Filter,), {"name": name, "on_rcpt": on_rcpt, **members})
 
 
-class SpeaksBadHelo(Filter):
-    name = "helo"
-    labels = frozenset({"liar"})
-
-    async def on_helo(self, session: Session) -> Verdict:
-        return Verdict(NO, labels=self.labels) if session.helo == "liar.test" else PASS
-
-
 async def test_refusal_at_connect_is_spoken_at_rcpt(world):
     policy = world.policy(at_connect("rbl", Verdict(NO)))
     mail = world.mail()
@@ -183,6 +175,23 @@ async def test_label_that_is_still_being_looked_up_is_waited_for(world):
     assert await asking is None
 
 
+async def test_label_of_an_observed_filter_neither_silences_nor_delays(world):
+    class Allow(Filter):
+        name = "allow"
+        labels = frozenset({"welcome"})
+
+        async def on_connect(self, session: Session) -> Verdict:
+            await asyncio.Event().wait()
+            return PASS
+
+    policy = world.policy((Allow, {"mode": "observe"}), (at_connect("rbl", Verdict(NO)), {"unless": ["welcome"]}))
+    await policy.connect(world.session)
+    asking = world.begin(policy.recipient(world.mail(), world.recipient()))
+    assert asking.done()
+    assert asking.result() == NO
+    await policy.close(world.session)
+
+
 async def test_label_of_one_recipient_silences_for_this_one_only(world):
     class Own(Filter):
         early = True
@@ -207,59 +216,6 @@ async def test_labels_go_to_session_and_message(world):
     await policy.connect(world.session)
     await policy.mail(mail)
     assert (world.session.labels, mail.labels) == ({"x"}, {"y"})
-
-
-async def test_second_helo_replaces_the_verdict_on_the_first(world):
-    policy = world.policy(SpeaksBadHelo)
-    world.session.helo = "liar.test"
-    await policy.helo(world.session)
-    assert await policy.recipient(world.mail(), world.recipient()) == NO
-    policy.forget_helo(world.session)
-    world.session.helo = "honest.test"
-    await policy.helo(world.session)
-    assert await policy.recipient(world.mail(), world.recipient()) is None
-    assert world.session.labels == frozenset()
-
-
-async def test_helo_of_before_starttls_is_not_forgotten(world):
-    policy = world.policy(SpeaksBadHelo)
-    world.session.helo = "liar.test"
-    await policy.helo(world.session)
-    world.session.forget_claims()
-    world.session.tls = TlsInfo("TLSv1.3", "AES", 256)
-    for _ in range(2):
-        policy.forget_helo(world.session)
-        world.session.helo = "honest.test"
-        await policy.helo(world.session)
-    assert await policy.recipient(world.mail(), world.recipient()) == NO
-
-
-async def test_facts_and_lookups_of_the_first_helo_go(world):
-    class Name:
-        pass
-
-    class Names(Filter):
-        gives = (Name,)
-
-        async def on_helo(self, session: Session) -> Verdict:
-            if session.helo == "slow.test":
-                await asyncio.Event().wait()
-            session.facts.add(Name())
-            return PASS
-
-    policy = world.policy(Names)
-    world.session.helo = "quick.test"
-    await policy.helo(world.session)
-    assert world.session.facts.get(Name)
-    policy.forget_helo(world.session)
-    assert world.session.facts.get(Name) is None
-    world.session.helo = "slow.test"
-    await policy.helo(world.session)
-    [lookup] = world.session.pending
-    policy.forget_helo(world.session)
-    assert world.session.pending is None
-    await asyncio.wait([lookup.task])
-    assert lookup.task.cancelled()
 
 
 async def test_what_a_filter_says_twice_is_bounded_in_the_trace(world):

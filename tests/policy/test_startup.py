@@ -50,6 +50,12 @@ class Rbl(Filter):
         return PASS
 
 
+class Milter(Filter):
+    name = "milter"
+    on_connect = Rbl.on_connect
+    on_message = Dmarc.on_message
+
+
 class Greylist(Filter):
     name = "greylist"
     labels = frozenset({"grey"})
@@ -152,10 +158,11 @@ def test_label_of_the_class_default_may_be_given_by_nobody(world):
 
 
 @pytest.mark.parametrize("giver", [Dkim, Greylist])
-def test_label_that_comes_after_the_refusal_is_a_problem(world, giver):
+@pytest.mark.parametrize("kind", [Rbl, Milter])
+def test_label_that_comes_after_the_refusal_is_a_problem(world, giver, kind):
     [label] = giver.labels
-    assert problems(world, giver, (Rbl, {"unless": [label]})) == [
-        f'smtpd.filters.rbl.unless: {giver.name} gives the label "{label}" only after rbl has refused'
+    assert problems(world, giver, (kind, {"unless": [label]})) == [
+        f'smtpd.filters.{kind.name}.unless: {giver.name} gives the label "{label}" only after {kind.name} has refused'
     ]
 
 
@@ -201,3 +208,4 @@ def test_stages_that_nothing_can_reach_are_idle(world):
     assert policy.watches_close  # a lookup can still run when the client leaves
     assert not world.policy((Rbl, {"act_at": "mail"})).mail.idle
     assert world.policy((Rbl, {"mode": "observe"})).recipient.idle
+    assert not world.policy((Rbl, {"on_error": "defer"})).mail.idle  # what broke at connect is asked again
