@@ -73,7 +73,7 @@ class Answering:
         if in_flight.receiver is not None:
             in_flight.receiver.content.close()
         self.service.policy.abort(in_flight.mail)
-        if in_flight.deliveries.opened and outcome is None:
+        if in_flight.deliveries.opened:
             self.service.spawn(in_flight.deliveries.abandon())
         if self.service.policy.watches_end:
             self.service.spawn(self.service.policy.end(in_flight.mail, outcome))

@@ -71,6 +71,8 @@ class Conversation(Answering):
         """One line: find its method, see that its turn has come, time it."""
         line = await self.channel.line(self.service.config.timeouts.command, idle=self.in_flight is None)
         self.verb = ""
+        if self.channel.pending and not (self.session.esmtp and self.service.switches.pipelining):
+            self.session.early = True  # RFC 2920 §3.1: nobody allowed it to go on
         verb, argument = commands.split(line)
         method = METHODS.get(verb)
         if method is None:
@@ -98,11 +100,11 @@ class Conversation(Answering):
     async def _introduce(self, name: str, *, esmtp: bool) -> None:
         policy, session = self.service.policy, self.session
         self._forget_mail()  # RFC 5321 §4.1.4
-        if session.helo:
-            policy.forget_helo(session)
         session.helo, session.esmtp = name, esmtp
-        session.early |= self.channel.pending  # RFC 2920 §3.1: EHLO ends a group
-        if not policy.helo.idle and (reply := await self.channel.run(policy.helo(session))):
+        if policy.helo.idle:
+            return
+        policy.forget_helo(session)
+        if reply := await self.channel.run(policy.helo(session)):
             session.helo = ""
             raise Refused(reply)
 
@@ -253,10 +255,10 @@ class Conversation(Answering):
 
     async def _receive(self, receiver: Receiver) -> None:
         config = self.service.config
+        self.is_over = True  # unless the end is found: nobody may take content for commands
         if not receiver.complete:
             await self.channel.receive(receiver, config.timeouts.data, config.limits.min_data_rate)
-        if receiver.hopeless:
-            self.is_over = True
+        self.is_over = receiver.hopeless
 
     async def _message(self, in_flight: InFlight, receiver: Receiver) -> None:
         """RFC 5321 §6.1: 250 only after an agent has made the message safe."""
