@@ -1,0 +1,91 @@
+"""Prints what was measured: a table of figures, and a table of ratios beside floors and goals."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import median
+
+from generator import Run
+from works import IDLE_LIMITS, IDLE_SESSIONS, OURS, REQUIREMENTS, WORKS, Requirement
+
+Cells = Mapping[tuple[str, str], Sequence[Run]]
+
+_HEAD = (
+    *("work", "server", "per second", "slowest-fastest", "MB/s"),
+    *("p50 ms", "p99 ms", "CPU us", "server busy", "generator busy"),
+)
+BUSY = 0.9
+"""A generator that is busier than this may be what was measured."""
+
+
+def figures(cells: Cells) -> Iterator[str]:
+    """One line per work and server: medians, with the slowest and the fastest round."""
+    rows = [_HEAD, *(_figures(name, server, runs) for (name, server), runs in cells.items())]
+    yield from _table(rows, left=2)
+    if any(_middle(runs, "generator_share") > BUSY for runs in cells.values()):
+        yield ""
+        yield "generator near 100%: that server is faster than what was measured"
+
+
+def _figures(name: str, server: str, runs: Sequence[Run]) -> tuple[str, ...]:
+    rates = sorted(run.rate for run in runs)
+    has_messages = next(work.load.messages for work in WORKS if work.name == name) > 0
+    return (
+        name,
+        server,
+        _number(median(rates)),
+        f"{_number(rates[0])}-{_number(rates[-1])}",
+        _number(_middle(runs, "megabytes")) if has_messages else "",
+        f"{_middle(runs, 'p50_ms'):.2f}" if has_messages else "",
+        f"{_middle(runs, 'p99_ms'):.2f}" if has_messages else "",
+        _number(_middle(runs, "cpu_per_message")),
+        f"{_middle(runs, 'server_share'):.0%}",
+        f"{_middle(runs, 'generator_share'):.0%}",
+    )
+
+
+def verdicts(cells: Cells, idle: Mapping[str, float]) -> Iterator[tuple[str, ...]]:
+    """One line per requirement that was measured: what, beside whom, value, floor, goal, verdict, by CPU."""
+    for wanted in REQUIREMENTS:
+        ours, theirs = cells.get((wanted.work, OURS)), cells.get((wanted.work, wanted.peer))
+        if ours and theirs:
+            value = _value(wanted, ours) / _value(wanted, theirs)
+            by_cpu = ""
+            if wanted.measure == "rate":
+                by_cpu = f"{_middle(theirs, 'cpu_per_message') / _middle(ours, 'cpu_per_message'):.2f}x"
+            floor = "" if wanted.floor is None else f"{wanted.floor:g}x"
+            title = {"rate": "messages/s", "p99": "p99 to 250", "cpu": "CPU"}[wanted.measure]
+            row = (f"{wanted.work} {title}", wanted.peer, f"{value:.2f}x", floor, f"{wanted.goal:g}x")
+            yield (*row, wanted.verdict(value), by_cpu)
+    for name, kib in idle.items():
+        floor, goal = IDLE_LIMITS[name]
+        verdict = "goal" if kib <= goal else "floor" if kib <= floor else "below floor"
+        title = f"KiB per idle connection, {name}, {IDLE_SESSIONS} open"
+        yield (title, "", f"{kib:.1f}", f"{floor:g}", f"{goal:g}", verdict, "")
+
+
+def ratios(rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    """The table of `verdicts`."""
+    head = ("work", "beside", "value", "floor", "goal", "reached", "by CPU")
+    yield from _table([head, *rows], left=2)
+
+
+def _value(wanted: Requirement, runs: Sequence[Run]) -> float:
+    return _middle(runs, {"rate": "rate", "p99": "p99_ms", "cpu": "cpu_per_message"}[wanted.measure])
+
+
+def _middle(runs: Sequence[Run], attribute: str) -> float:
+    return median(getattr(run, attribute) for run in runs)
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _table(rows: Sequence[tuple[str, ...]], left: int) -> Iterator[str]:
+    """Columns as wide as they need to be; the first `left` begin at the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [
+            text.ljust(width) if index < left else text.rjust(width)
+            for index, (text, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()

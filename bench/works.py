@@ -1,0 +1,107 @@
+"""What is measured, and what has to come out: the kinds of work, the floors and the goals."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from generator import Load
+from servers import DOMAIN, MAILDIR_DOMAIN
+
+KIB, MIB = 1 << 10, 1 << 20
+
+OURS, AIOSMTPD, SMTP_SINK, POSTFIX = "smtpd", "aiosmtpd", "smtp-sink", "postfix"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """One kind of work, and the servers that do it beside us."""
+
+    name: str
+    title: str
+    load: Load
+    peers: tuple[str, ...] = (AIOSMTPD, SMTP_SINK)
+    domain: str = DOMAIN
+
+
+_SINGLE = Load(sessions=50, messages=1)
+_MANY = Load(sessions=20, messages=100)
+_BIGGER = Load(sessions=20, messages=20, octets=50 * KIB)
+
+WORKS = (
+    Work(name="W1", title="one message of 4 KiB per connection, 50 at once", load=_SINGLE),
+    Work(name="W2", title="100 messages of 4 KiB per connection, 20 at once", load=_MANY),
+    Work(
+        name="W2P",
+        title="as W2, with MAIL, RCPT and DATA in one write",
+        load=Load(sessions=20, messages=100, pipelined=True),
+    ),
+    Work(name="W3", title="20 messages of 50 KiB per connection, 20 at once", load=_BIGGER),
+    Work(name="W4", title="10 MiB, 4 at once", load=Load(sessions=4, messages=4, octets=10 * MIB)),
+    Work(name="D1", title="as W1, durably into Maildirs", load=_SINGLE, peers=(POSTFIX,), domain=MAILDIR_DOMAIN),
+    Work(name="D2", title="as W2, durably into Maildirs", load=_MANY, peers=(POSTFIX,), domain=MAILDIR_DOMAIN),
+    Work(name="D3", title="as W3, durably into Maildirs", load=_BIGGER, peers=(POSTFIX,), domain=MAILDIR_DOMAIN),
+    Work(
+        name="TLS",
+        title="connect, EHLO, STARTTLS, EHLO, QUIT, 20 at once",
+        load=Load(sessions=20, messages=0, starttls=True),
+        peers=(POSTFIX,),
+    ),
+)
+
+IDLE = "IDLE"
+IDLE_SESSIONS = 2000
+IDLE_FIGURES = {"plain": False, "TLS": True}
+"""Names of the figures, and whether the sessions are encrypted."""
+
+NAMES = (*(work.name for work in WORKS), IDLE)
+
+Measure = Literal["rate", "p99", "cpu"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requirement:
+    """Our figure divided by a peer's (without a peer: itself) and what it has to be."""
+
+    work: str
+    measure: Measure
+    peer: str
+    floor: float | None
+    goal: float
+
+    @property
+    def more_is_better(self) -> bool:
+        """Whether floor and goal are the least or the most that is wanted."""
+        return self.measure == "rate"
+
+    def verdict(self, value: float) -> Literal["goal", "floor", "below floor", "below goal"]:
+        """What the value reaches; "below goal" where there is no floor."""
+        reached = value.__ge__ if self.more_is_better else value.__le__
+        if reached(self.goal):
+            return "goal"
+        if self.floor is None:
+            return "below goal"
+        return "floor" if reached(self.floor) else "below floor"
+
+
+def _rates(work: str, peer: str, floor: float | None, goal: float) -> Requirement:
+    return Requirement(work=work, measure="rate", peer=peer, floor=floor, goal=goal)
+
+
+REQUIREMENTS = (
+    _rates("W1", AIOSMTPD, 6, 10),
+    _rates("W1", SMTP_SINK, None, 0.9),
+    _rates("W2", AIOSMTPD, 8, 12),
+    _rates("W2", SMTP_SINK, None, 0.9),
+    _rates("W2P", AIOSMTPD, 10, 16),
+    _rates("W3", AIOSMTPD, 8, 11),
+    _rates("W3", SMTP_SINK, None, 1.0),
+    _rates("W4", AIOSMTPD, 8, 11),
+    _rates("W4", SMTP_SINK, None, 1.0),
+    _rates("D1", POSTFIX, 3, 5),
+    _rates("D2", POSTFIX, 3, 4.5),
+    _rates("D3", POSTFIX, 4, 7),
+    Requirement(work="D2", measure="p99", peer=POSTFIX, floor=1 / 2, goal=1 / 5),
+    Requirement(work="TLS", measure="cpu", peer=POSTFIX, floor=0.5, goal=0.35),
+)
+
+IDLE_LIMITS = {"plain": (8.0, 4.0), "TLS": (40.0, 28.0)}
+"""KiB per idle connection: floor and goal."""
