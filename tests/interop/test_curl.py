@@ -76,7 +76,7 @@ def test_address_beyond_ascii_needs_no_more_than_smtputf8(serve: Serve, curl: Cu
     server = serve()
     ran = curl(server, "smtp", to="jürgen@example.test")
     assert "SMTPUTF8" in ran.output
-    mail = the_only_mail(server, "jürgen")
+    mail = the_only_mail(server, "j%C3%BCrgen")
     assert mail.delivered_to == "jürgen@example.test"
     assert mail.protocol == "UTF8SMTP"
 
