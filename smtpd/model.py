@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ IPAddress = IPv4Address | IPv6Address
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
+_UNFOLDED_LINE_END = re.compile(rb"\r\n(?![ \t])")  # RFC 5322 §2.2.3
+_FIELD_NAME = re.compile(rb"([!-9;-~]++)[ \t]*+:")  # RFC 5322 §3.6.8; blanks before the colon: §4.5.3
 _counter = itertools.count(int.from_bytes(os.urandom(4)))
 
 
@@ -280,18 +283,11 @@ class Message:
 
 
 def _split_fields(head: bytes) -> Iterator[tuple[str, bytes]]:
-    lines: list[bytes] = []
-    for line in head.split(b"\r\n"):
-        if line[:1] in (b" ", b"\t") and lines:
-            lines[-1] += b"\r\n" + line
-        elif line:
-            lines.append(line)
-        else:
-            break
-    for line in lines:
-        name, colon, value = line.partition(b":")
-        name = name.rstrip(b" \t")
-        if colon and name and all(33 <= octet <= 126 for octet in name):
-            yield name.decode("ascii").lower(), value
+    for line in _UNFOLDED_LINE_END.split(head):
+        if not line:
+            return
+        match = _FIELD_NAME.match(line)
+        if match is not None:
+            yield match[1].decode("ascii").lower(), line[match.end() :]
         else:
             yield "", line
