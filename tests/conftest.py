@@ -17,6 +17,7 @@ import tempfile
 import threading
 import venv
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -307,13 +308,9 @@ class Server:
         return code
 
 
-@pytest.fixture
-def serve(directory: Path, certificates: Certificates) -> Iterator[Callable[..., Server]]:
-    """Start servers: `serve()`, `serve({"smtpd": {"max_recipients": 5}})` or `serve("whole TOML text")`.
-
-    A table is laid over the default configuration, and None takes a key away. `environment` is added
-    to that of the process, `python` runs it; `wait=False` returns before the server is ready.
-    """
+@contextmanager
+def servers(directory: Path, certificates: Certificates) -> Iterator[Callable[..., Server]]:
+    """Start servers in a directory, and stop them at the end; see `serve`."""
     started: list[Server] = []
 
     def start(
@@ -327,15 +324,60 @@ def serve(directory: Path, certificates: Certificates) -> Iterator[Callable[...,
             config = "\n".join(toml_lines(merge(default_tables(directory, certificates), config or {}))) + "\n"
         path = directory / f"config{len(started) or ''}.toml"
         path.write_text(config, encoding="utf-8")
-        users = directory / "users"
-        users.touch(mode=0o600)
-        users.write_text(f"{Server.login}:{cheap_hash(Server.password)}\n")
+        write_users(directory)
         server = Server(path, python, environment or {})
         started.append(server)
         if wait:
             server.wait_for("ready")
         return server
 
-    yield start
-    for server in started:
-        server.stop()
+    try:
+        yield start
+    finally:
+        for server in started:
+            server.stop()
+
+
+def write_users(directory: Path) -> None:
+    """The users file of the default configuration."""
+    users = directory / "users"
+    users.touch(mode=0o600)
+    users.write_text(f"{Server.login}:{cheap_hash(Server.password)}\n")
+
+
+@pytest.fixture
+def serve(directory: Path, certificates: Certificates) -> Iterator[Callable[..., Server]]:
+    """Start servers: `serve()`, `serve({"smtpd": {"max_recipients": 5}})` or `serve("whole TOML text")`.
+
+    A table is laid over the default configuration, and None takes a key away. `environment` is added
+    to that of the process, `python` runs it; `wait=False` returns before the server is ready.
+    """
+    with servers(directory, certificates) as start:
+        yield start
+
+
+@pytest.fixture(scope="session")
+def serve_all(certificates: Certificates) -> Iterator[Callable[[Table], Server]]:
+    """Like `serve`, but the server lives as long as the test run and is shared by all who ask for the same table."""
+    with ExitStack() as stack:
+        running: dict[str, Server] = {}
+
+        def start(table: Table) -> Server:
+            key = json.dumps(table, sort_keys=True)
+            if key not in running:
+                directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="t-", dir="/tmp")))
+                running[key] = stack.enter_context(servers(directory, certificates))(table)
+            return running[key]
+
+        yield start
+
+
+@pytest.fixture
+def tables(directory: Path, certificates: Certificates) -> Callable[[Table], Table]:
+    """What stands below `[smtpd]` in the default configuration, with a table laid over it; for `from_tables`."""
+
+    def make(tweaks: Table) -> Table:
+        write_users(directory)
+        return merge(default_tables(directory, certificates)["smtpd"], tweaks)
+
+    return make
