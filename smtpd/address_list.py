@@ -127,7 +127,9 @@ class _Reader:
 
     def _sign(self, word: str) -> None:
         if word == "<":
-            self.is_clean &= self._inside is None
+            if self._inside is not None:
+                self._mailbox()
+                self.is_clean = False  # a comma is missing
             self._inside, self._is_open = [], True
         elif word == ",":
             self._mailbox()
@@ -136,9 +138,12 @@ class _Reader:
             self.is_clean &= self._in_group
             self._in_group = False
         elif word == ":":
-            self.is_clean &= not self._in_group and self._inside is None and _is_phrase(self._outside)
+            if self._inside is not None or not _is_phrase(self._outside):
+                self._mailbox()
+                self.is_clean = False  # an address is no name of a group
+            self.is_clean &= not self._in_group
             self._in_group = True
-            self._outside, self._inside = [], None
+            self._outside = []
         else:  # a ">" that closes nothing
             self.is_clean = False
 
