@@ -66,10 +66,11 @@ def is_listening(port: int) -> bool:
 
 
 def keep_apart(directory: Path) -> None:
-    """Let ext4 put each directory made in this one into an inode group of its own, where that is possible.
+    """Let ext4 put each directory made in this one into inode groups of its own, chosen by its name.
 
-    For a minute after files were removed, creating files in the same group is up to ten times slower,
-    and Postfix removes a file from its queue for each message that it delivers.
+    For some minutes after files were removed, creating files in the same group is up to ten times
+    slower, and Postfix removes a file from its queue for each message that it delivers. Elsewhere
+    than on ext4 this changes nothing.
     """
     if shutil.which("chattr"):
         subprocess.run(["chattr", "+T", str(directory)], check=False, stderr=subprocess.DEVNULL)

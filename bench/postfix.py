@@ -9,7 +9,7 @@ from pathlib import Path
 
 import machine
 from generator import NotMeasured
-from servers import MAILDIR_DOMAIN, Server
+from servers import MAILDIR_DOMAIN, Server, own_directory
 
 DAEMONS = Path("/usr/lib/postfix/sbin")
 MAILBOXES = 20
@@ -46,6 +46,7 @@ virtual_uid_maps = static:{user}
 virtual_gid_maps = static:{user}
 virtual_minimum_uid = 100
 message_size_limit = 26214400
+in_flow_delay = 0
 smtpd_tls_security_level = may
 smtpd_tls_cert_file = {top}/conf/mx.crt
 smtpd_tls_key_file = {top}/conf/mx.key
@@ -79,7 +80,7 @@ def postfix(directory: Path) -> Iterator[Server]:
     """Postfix with its defaults; what it accepts is synced into its queue, and delivered from there."""
     if os.getuid() != 0 or not (DAEMONS / "master").exists():
         raise NotMeasured("Postfix is not installed" if os.getuid() == 0 else "Postfix needs root")
-    top = directory / "postfix"
+    top = own_directory(directory, "postfix")
     port = machine.free_port()
     configure(top, port, directory)
     command = [str(DAEMONS / "master"), "-c", str(top / "conf"), "-s"]
@@ -115,7 +116,7 @@ def configure(top: Path, port: int, certificate: Path) -> None:
 
 def wait_for_deliveries(directory: Path) -> None:
     """Until the queue is empty: nobody else is measured while Postfix still delivers."""
-    queues = [directory / "postfix" / "spool" / name for name in QUEUES]
+    queues = [queue for name in QUEUES for queue in directory.glob(f"postfix-*/spool/{name}")]
     machine.wait_until(
         lambda: not any(files for queue in queues for _, _, files in os.walk(queue)),
         "Postfix does not deliver what it accepted",

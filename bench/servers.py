@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -41,7 +42,7 @@ type = "discard"
 allow_discard = true
 [smtpd.agents.maildir]
 type = "maildir"
-path = "{directory}/ours"
+path = "{mail}"
 recipients = "any"
 [smtpd.metrics]
 address = "127.0.0.1:0"
@@ -65,11 +66,17 @@ def make_certificate(directory: Path) -> None:
     (directory / "mx.key").write_bytes(issued.private_key_pem.bytes())
 
 
+def own_directory(directory: Path, server: str) -> Path:
+    """Where a server stores mail: a name never used before, as `machine.keep_apart` wants it."""
+    return directory / f"{server}-{secrets.token_hex(4)}"
+
+
 @contextlib.contextmanager
 def ours(directory: Path, name: str = "smtpd") -> Iterator[Server]:
     """`python -m smtpd serve`: no filters, everything else on, one line per message into a file."""
     log, config = directory / f"{name}.log", directory / f"{name}.toml"
-    config.write_text(_CONFIG.format(directory=directory, log=log, discard=DOMAIN, maildir=MAILDIR_DOMAIN))
+    mail = own_directory(directory, name)
+    config.write_text(_CONFIG.format(directory=directory, mail=mail, log=log, discard=DOMAIN, maildir=MAILDIR_DOMAIN))
     log.touch()
     command = [sys.executable, "-m", "smtpd", "serve", "--config", str(config)]
     # From a directory without our source tree, so that only an installed package is found.
