@@ -22,11 +22,13 @@ _LOGIN_RESULTS: dict[str, AuthResult] = {
 class Account:
     """The books of one session; refusals that decide nothing about mail (syntax, sequence) are not in them."""
 
-    __slots__ = ("_service", "_session")
+    __slots__ = ("_client", "_client_line", "_service", "_session")
 
     def __init__(self, session: Session, service: Service) -> None:
         self._session = session
         self._service = service
+        self._client: tuple[object, ...] = ()
+        self._client_line = ""
         if service.log.wants_connections:
             service.log.info("connected", **self._who(None))
 
@@ -56,14 +58,18 @@ class Account:
             for domain in domains or [""]:
                 meters.rejected(reply.key, domain)
             meters.delivered("deferred" if reply.is_temporary else "refused", seconds)
-        who = self._who(mail)
-        who["recipients"] = [recipient.address.text for recipient in mail.recipients]
-        who["size"] = size
-        who["seconds"] = seconds
-        who["reply"] = str(reply)
-        who["reason"] = reply.key
-        who.update(_judged(reply, mail))
-        self._service.log.message("message", **who)
+        self._service.log.message(
+            "message",
+            self._client_fields(),
+            trace=mail.id,
+            sender=mail.sender.text,
+            recipients=[recipient.address.text for recipient in mail.recipients],
+            size=size,
+            seconds=seconds,
+            reply=str(reply),
+            reason=reply.key,
+            **_judged(reply, mail),
+        )
 
     def login(self, mechanism: str, reply: Reply) -> None:
         """AUTH ended; the line is what fail2ban looks for."""
@@ -101,31 +107,44 @@ class Account:
             self._service.log.info("disconnected", **self._who(None), messages=self._session.messages)
 
     def _who(self, mail: Transaction | None) -> dict[str, Any]:
+        """Whose line it is: the client, and the transaction if there is one."""
+        who = self._describe_client()
+        who["trace"] = mail.id if mail is not None else self._session.id
+        if mail is not None:
+            who["sender"] = mail.sender.text
+        return who
+
+    def _client_fields(self) -> str:
         session = self._session
-        who: dict[str, Any] = {
-            "trace": mail.id if mail is not None else session.id,
+        client = (session.helo, session.tls, session.login)
+        if client != self._client:
+            self._client, self._client_line = client, self._service.log.bind(**self._describe_client())
+        return self._client_line
+
+    def _describe_client(self) -> dict[str, Any]:
+        session = self._session
+        client: dict[str, Any] = {
             "session": session.id,
             "listener": session.listener,
             "ip": session.ip_text,
             "helo": session.helo,
         }
         if session.tls is not None:
-            who["tls"] = session.tls.version
-            who["cipher"] = session.tls.cipher
+            client["tls"] = session.tls.version
+            client["cipher"] = session.tls.cipher
         if session.login is not None:
-            who["login"] = session.login
-        if mail is not None:
-            who["sender"] = mail.sender.text
-        return who
+            client["login"] = session.login
+        return client
 
 
 def _judged(reply: Reply, mail: Transaction | None) -> dict[str, Any]:
     judged: dict[str, Any] = {}
     if "filter" in reply.values:
         judged["filter"] = reply.values["filter"]
-    if mail is not None:
-        if labels := mail.all_labels:
-            judged["labels"] = sorted(labels)
-        if decisions := mail.trace or mail.session.trace:
-            judged["decisions"] = [str(decision) for decision in decisions]
+    if mail is None:
+        return judged
+    if mail.labels or mail.session.labels:
+        judged["labels"] = sorted(mail.all_labels)
+    if mail.trace or mail.session.trace:
+        judged["decisions"] = [str(decision) for decision in (*(mail.session.trace or ()), *(mail.trace or ()))]
     return judged

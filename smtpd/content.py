@@ -10,6 +10,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
+from io import IncrementalNewlineDecoder
 from typing import IO, Literal, Protocol
 
 from smtpd import replies
@@ -20,7 +21,7 @@ MAX_DRAIN = 4  # a message beyond this many times the size limit is not read to 
 _PIECE = 1 << 18  # octets per read of spilled content
 
 _END = b"\r\n.\r\n"  # RFC 5321 §4.1.1.4: only this ends the data
-_NOT_LINE_ENDS = bytes(octet for octet in range(256) if octet not in b"\r\n")
+_GOOD_LINE_ENDS = (None, "\r\n")
 _ANY_LINE_END = re.compile(rb"\r\n|\r|\n")
 
 _WEIGHT = {
@@ -85,6 +86,10 @@ class Content:
 
     def head(self) -> bytes:
         """The header section with the empty line that ends it; at most 1 MiB, all of it when there is no body."""
+        if len(self._parts) == 1:
+            end = self._parts[0].find(b"\r\n\r\n")
+            if 0 <= end < MAX_HEAD and not self._parts[0].startswith(b"\r\n"):
+                return self._parts[0][: end + 4]
         head = b""
         for piece in self.chunks():
             start = max(0, len(head) - 3)
@@ -129,7 +134,7 @@ class Receiver:
     """
 
     __slots__ = (
-        "_bare", "_held", "_line", "_max_line", "_max_size", "_size", "complete", "content", "octets", "problem",
+        "_bare", "_held", "_line", "_line_ends", "_max_line", "_max_size", "_size", "complete", "content", "octets", "problem",
     )  # fmt: skip
 
     def __init__(self, content: Content, *, max_size: int, max_line: int, bare: BareLineEnds) -> None:
@@ -144,6 +149,7 @@ class Receiver:
         self._bare = bare
         self._held = b""
         self._line = 0
+        self._line_ends = IncrementalNewlineDecoder(None, translate=False)  # the fastest eye for kinds of line ends
         self._size = 0
 
     @property
@@ -176,8 +182,8 @@ class Receiver:
 
     def _keep(self, data: bytes) -> None:
         """Judge and store; the heaviest problem wins, so the result does not depend on how octets are cut."""
-        line_ends = data.translate(None, _NOT_LINE_ENDS)
-        if line_ends != b"\r\n" * (len(line_ends) >> 1):
+        self._line_ends.decode(data.decode("latin-1"), True)
+        if self._line_ends.newlines not in _GOOD_LINE_ENDS:
             if self._bare == "reject":
                 self._fail(replies.BARE_LINE_END)
             else:

@@ -200,6 +200,8 @@ class Deliveries:
             outcome = self._cancelled(name, exception)
         except Exception as exception:
             outcome = self._failed(name, exception)
+        if isinstance(outcome, Reply) and _is_final(outcome):
+            return dict.fromkeys(mail.recipients, outcome)
         if isinstance(outcome, Mapping):
             answers = {recipient: outcome.get(recipient) for recipient in mail.recipients}
         else:

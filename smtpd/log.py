@@ -104,10 +104,14 @@ class Log:
         if self._wants_info:
             self._output.add(self._lines.line("info", event, fields, exception))
 
-    def message(self, event: str = "message", /, **fields: object) -> None:
-        """The line of one message or refusal: what `info` does, on the path that counts."""
+    def bind(self, **fields: object) -> str:
+        """Fields that many lines have in common, made ready for `message`."""
+        return self._lines.fields(fields)
+
+    def message(self, event: str = "message", common: str = "", /, **fields: object) -> None:
+        """The line of one message or refusal: what `info` does, on the path that counts, with bound fields first."""
         if self._wants_info:
-            self._output.add(self._lines.line("info", event, fields, None))
+            self._output.add(self._lines.line("info", event, fields, None, common))
 
     def warning(self, event: str, /, *, exception: BaseException | None = None, **fields: object) -> None:
         """Something the operator should look at, some day."""
@@ -174,31 +178,42 @@ class _Lines:
         self._plain_names: dict[str, str] = {}
 
     def line(
-        self, level: Level, event: str, fields: dict[str, object], exception: BaseException | None
+        self,
+        level: Level,
+        event: str,
+        fields: dict[str, object],
+        exception: BaseException | None,
+        common: str = "",
     ) -> str:
+        """One whole line; `common` comes from `fields`."""
         now = self._clock()
         second = int(now)
         if second != self._second:
             self._begin_second(second)
         opening = self._events.get((level, event)) or self._opening(level, event)
-        parts = [self._heads[level], _MILLISECONDS[int((now - second) * 1000)], opening]
+        stack = "" if exception is None else self._traceback(exception)
+        start = f"{self._heads[level]}{_MILLISECONDS[int((now - second) * 1000)]}{opening}{common}"
+        return f"{start}{self.fields(fields)}{stack}{self._end}"
+
+    def fields(self, fields: dict[str, object]) -> str:
+        """The part of a line that shows these fields."""
+        parts: list[str] = []
         add = parts.append
         names, quote = self._plain_names, self._quote
         for name, value in fields.items():
             start = names.get(name) or self._learned(name)
-            if start is not None and isinstance(value, str) and len(value) <= MAX_TEXT:
+            if start is None:
+                add(self._careful(name, value))
+            elif isinstance(value, str) and len(value) <= MAX_TEXT:
                 add(start + quote(value))
-            elif start is not None and type(value) is int and -_HUGE < value < _HUGE:
+            elif type(value) is int and -_HUGE < value < _HUGE:
                 add(f"{start}{value}")
-            elif start is not None and type(value) is float and -_HUGE < value < _HUGE:
+            elif type(value) is float and -_HUGE < value < _HUGE:
                 add(f"{start}{value:.6f}")
-            elif start is not None and self._json and type(value) is list and _is_short_text(value):
+            elif type(value) is list and self._json and _is_short_text(value):
                 add(f"{start}[{','.join(map(quote, value))}]")
             else:
                 add(self._careful(name, value))
-        if exception is not None:
-            add(self._traceback(exception))
-        add(self._end)
         return "".join(parts)
 
     def _begin_second(self, second: int) -> None:

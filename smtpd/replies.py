@@ -77,7 +77,7 @@ class Reply:
         return self._fill(self.text)
 
     def __str__(self) -> str:
-        return f"{self.code} {self.status} {self.message}" if self.status else f"{self.code} {self.message}"
+        return self.plain.decode("ascii").rstrip("\r\n").replace("\r\n", " / ")
 
     def encode(self, trace: str = "", texts: Mapping[str, str] | None = None) -> bytes:
         """The bytes on the wire; `trace` is set in brackets behind the text, `texts` holds changed texts by key."""
