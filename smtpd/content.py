@@ -18,6 +18,7 @@ from smtpd.replies import Reply
 
 MAX_HEAD = 1 << 20  # octets of header section that `Content.head` looks at
 MAX_DRAIN = 4  # a message beyond this many times the size limit is not read to its end
+_SMALL = 1 << 12  # octets; smaller pieces are put together
 _PIECE = 1 << 18  # octets per read of spilled content
 
 _END = b"\r\n.\r\n"  # RFC 5321 §4.1.1.4: only this ends the data
@@ -64,7 +65,10 @@ class Content:
         if self._file is None:
             if self.size <= self._in_memory and self._budget.take(len(data)):
                 self._taken += len(data)
-                self._parts.append(data)
+                if len(data) < _SMALL and self._parts and len(self._parts[-1]) < _SMALL:
+                    self._parts[-1] += data  # or a message that comes octet by octet would need 40 times its size
+                else:
+                    self._parts.append(data)
                 return
             self._spill()
         self._append(data)
@@ -90,18 +94,18 @@ class Content:
             end = self._parts[0].find(b"\r\n\r\n")
             if 0 <= end < MAX_HEAD and not self._parts[0].startswith(b"\r\n"):
                 return self._parts[0][: end + 4]
-        head = b""
+        head = bytearray()
         for piece in self.chunks():
             start = max(0, len(head) - 3)
-            head = head + piece if head else piece
+            head += piece
             if head.startswith(b"\r\n"):
                 return b"\r\n"
             end = head.find(b"\r\n\r\n", start)
             if end >= 0:
-                return head[: end + 4]
+                return bytes(head[: end + 4])
             if len(head) >= MAX_HEAD:
-                return head[:MAX_HEAD]
-        return head
+                return bytes(head[:MAX_HEAD])
+        return bytes(head)
 
     def close(self) -> None:
         """Give memory and file back; may be called twice."""
@@ -134,7 +138,8 @@ class Receiver:
     """
 
     __slots__ = (
-        "_bare", "_held", "_line", "_line_ends", "_max_line", "_max_size", "_size", "complete", "content", "octets", "problem",
+        "_bare", "_held", "_line", "_line_ends", "_max_line", "_max_size", "_size",
+        "complete", "content", "octets", "problem",
     )  # fmt: skip
 
     def __init__(self, content: Content, *, max_size: int, max_line: int, bare: BareLineEnds) -> None:

@@ -100,6 +100,7 @@ class Conversation(Answering):
     async def _introduce(self, name: str, *, esmtp: bool) -> None:
         policy, session = self.service.policy, self.session
         self._forget_mail()  # RFC 5321 §4.1.4
+        session.early |= self.channel.pending  # RFC 2920 §3.1: EHLO ends a group
         session.helo, session.esmtp = name, esmtp
         if policy.helo.idle:
             return

@@ -177,7 +177,7 @@ class Config(Options):
     event_loop: Literal["auto", "uvloop", "asyncio"] = "auto"
     """"auto" takes uvloop when it is there."""
     strict_syntax: bool = False
-    """Whether small liberties of clients, such as `MAIL FROM: <a@b>` or addresses without <>, are refused."""
+    """Whether small liberties are refused: `MAIL FROM: <a@b>`, underscores in domains, local parts over 64 octets."""
     null_sender_single_recipient: bool = False
     """Whether a message from <> may have one recipient only; bounces never need more."""
     subaddress_separator: Separator = "+"

@@ -52,6 +52,7 @@ _AGENT_VALUES: Mapping[str, Mapping[str, object]] = {
     "discard": {"allow_discard": True},
 }
 _PROVIDER_VALUES: Mapping[str, Mapping[str, object]] = {"file": {"path": "/etc/smtpd/users"}}
+_FILTER_VALUES: Mapping[str, Mapping[str, object]] = {"early_talker": {"listeners": ["smtp", "alt"]}}
 _MAILSTORE = "maildir"
 _USERS = "file"
 
@@ -177,7 +178,7 @@ def _filters() -> Iterator[_Section]:
         text = _first_paragraph(plugin)
         if first:
             text += " The options from `type` to `listeners` are those of every filter."
-        yield _Section(f"[smtpd.filters.{name}]", text, options, {}, {**_EXAMPLES, "type": name})
+        yield _Section(f"[smtpd.filters.{name}]", text, options, _FILTER_VALUES.get(name, {}), {**_EXAMPLES, "type": name})
         first = False
 
 
