@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from smtpd import plugins
 from smtpd.auth import Authenticator, CredentialProvider
-from smtpd.config import Config
+from smtpd.config import Config, ConfigError, Listener
+from smtpd.config.checks import find_mistakes
+from smtpd.config.problems import Origins
+from smtpd.config.validation import Draft
 from smtpd.content import Budget
 from smtpd.delivery import DeliveryAgent
 from smtpd.log import Log
 from smtpd.metrics import Meters, Metrics, Slots
+from smtpd.options import AgentOptions, FilterOptions
 from smtpd.policy import Filter, Policy, Rule
 from smtpd.routing import Router
 from smtpd.service import Service, make_service
@@ -23,20 +28,47 @@ from smtpd.services import Services
 
 Part = DeliveryAgent | Filter | Authenticator
 Spawn = Callable[[Coroutine[Any, Any, None]], None]
+AgentMaker = Callable[..., DeliveryAgent]
+"""A class of agents, or anything else that makes one of (name, options, services)."""
+FilterMaker = Callable[..., Filter]
+"""The same for filters."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnParts:
+    """Agents and filters that the surrounding program brings along, by the name of their table.
+
+    Their options are those in the configuration, or the defaults of their class when it has no such table.
+    """
+
+    agents: Mapping[str, AgentMaker] = field(default_factory=dict)
+    filters: Mapping[str, FilterMaker] = field(default_factory=dict)
+
+
+_NOTHING = OwnParts()
 
 
 class Generation:
     """One configuration at work. Making it can raise PluginError, PolicyError or ValueError, and changes nothing."""
 
     def __init__(
-        self, config: Config, *, log: Log, metrics: Metrics, slots: Slots, budget: Budget, spawn: Spawn, has_tls: bool
+        self,
+        config: Config,
+        *,
+        log: Log,
+        metrics: Metrics,
+        slots: Slots,
+        budget: Budget,
+        spawn: Spawn,
+        has_tls: bool,
+        own: OwnParts = _NOTHING,
     ) -> None:
         self.config = config
         self._log = log
         self._started: list[tuple[str, Part]] = []
         services = Services(hostname=config.hostname, log=log, metrics=metrics)
-        self.agents = _agents(config, services)
-        self.filters = _filters(config, services)
+        self.agents = _agents(config, services, own.agents)
+        self.filters, rules = _filters(config, services, own.filters)
         self.authenticator = _authenticator(config, services)
         router = Router(
             config.domains,
@@ -46,7 +78,6 @@ class Generation:
             separator=config.subaddress_separator,
             case_sensitive=config.case_sensitive_local_parts,
         )
-        rules = [(check, Rule.from_options(name, config.filters[name])) for name, check in self.filters.items()]
         self.services: dict[str, Service] = {
             name: make_service(
                 name,
@@ -61,7 +92,7 @@ class Generation:
                 meters=Meters(metrics, name, config.domains, slots),
                 log=log,
                 spawn=spawn,
-                greet_delay=_greet_delay(rules, name),
+                greet_delay=_greet_delay(rules, name, listener),
             )
             for name, listener in config.listeners.items()
         }
@@ -99,24 +130,51 @@ class Generation:
         return parts
 
 
-def _agents(config: Config, services: Services) -> dict[str, DeliveryAgent]:
+def check(config: Config, own: OwnParts) -> None:
+    """Raise ConfigError with everything the server must not start with; for a Config that was made in code."""
+    names = {
+        "agents": frozenset((*config.agents, *own.agents)),
+        "filters": frozenset((*config.filters, *own.filters)),
+        "listeners": frozenset(config.listeners),
+        "auth": frozenset(config.auth.tables),
+    }
+    origins = Origins("configuration", {})
+    findings = find_mistakes(config, Draft(config, [], names=names), files=True)
+    if problems := [origins.problem(finding) for finding in findings]:
+        raise ConfigError(problems)
+
+
+def _agents(config: Config, services: Services, own: Mapping[str, AgentMaker]) -> dict[str, DeliveryAgent]:
     made = {}
-    for name, options in config.agents.items():
-        agent = plugins.find(plugins.AGENTS, options.type)(name, options, services)
+    for name in dict.fromkeys((*config.agents, *own)):
+        maker = own.get(name)
+        options = config.agents.get(name) or _default_options(maker, AgentOptions, name)
+        agent = (maker or plugins.find(plugins.AGENTS, options.type))(name, options, services)
         assert isinstance(agent, DeliveryAgent)
         made[name] = agent
     return made
 
 
-def _filters(config: Config, services: Services) -> dict[str, Filter]:
-    made = {}
-    for name, options in config.filters.items():
+def _filters(
+    config: Config, services: Services, own: Mapping[str, FilterMaker]
+) -> tuple[dict[str, Filter], list[tuple[Filter, Rule]]]:
+    made, rules = {}, []
+    for name in dict.fromkeys((*config.filters, *own)):
+        maker = own.get(name)
+        options = config.filters.get(name) or _default_options(maker, FilterOptions, name)
         if options.mode == "off":
             continue
-        check = plugins.find(plugins.FILTERS, options.type or name)(name, options, services)
+        check = (maker or plugins.find(plugins.FILTERS, options.type or name))(name, options, services)
         assert isinstance(check, Filter)
         made[name] = check
-    return made
+        rules.append((check, Rule.from_options(name, options)))
+    return made, rules
+
+
+def _default_options[Table: (AgentOptions, FilterOptions)](maker: object, base: type[Table], name: str) -> Table:
+    table = getattr(getattr(maker, "func", maker), "Options", base)  # of a class, or of the class in a partial
+    assert issubclass(table, base)
+    return table.model_validate({"type": name})
 
 
 def _authenticator(config: Config, services: Services) -> Authenticator | None:
@@ -129,5 +187,8 @@ def _authenticator(config: Config, services: Services) -> Authenticator | None:
     return Authenticator(providers, log=services.log) if providers else None
 
 
-def _greet_delay(rules: Sequence[tuple[Filter, Rule]], listener: str) -> float:
-    return max((check.greet_delay for check, rule in rules if rule.holds_on(listener)), default=0.0)
+def _greet_delay(rules: Sequence[tuple[Filter, Rule]], name: str, listener: Listener) -> float:
+    """Where everybody has to log in, a banner that waits only annoys."""
+    if listener.switches().auth == "required":
+        return 0.0
+    return max((check.greet_delay for check, rule in rules if rule.holds_on(name)), default=0.0)

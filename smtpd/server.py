@@ -10,13 +10,15 @@ from typing import Any
 
 from smtpd.config import Config
 from smtpd.exporter import Exporter
-from smtpd.generation import Generation
+from smtpd.generation import AgentMaker, FilterMaker, Generation, OwnParts, check
 from smtpd.limits import ConnectionLimits, ContentBudget
 from smtpd.log import Log
 from smtpd.metrics import Metrics, Slots
 from smtpd.sockets import BACKLOG, Inherited, bind, describe
 from smtpd.tls import Certificates
 from smtpd.wire import Connection, Gate
+
+_GOODBYE = 1.0  # seconds
 
 
 class Server:
@@ -27,10 +29,23 @@ class Server:
 
         async with Server(config) as server:
             await server.serve()
+
+    `agents` and `filters` are classes of yours that no entry point leads to, by the name of their table; see
+    docs/embedding.md. The server installs no signal handlers and leaves the process as it is. After `stop` it
+    can be started again; its numbers go on.
     """
 
-    def __init__(self, config: Config, *, log: Log | None = None, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        agents: Mapping[str, AgentMaker] | None = None,
+        filters: Mapping[str, FilterMaker] | None = None,
+        log: Log | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
         self.config = config
+        self._own = OwnParts(agents or {}, filters or {})
         self.metrics = Metrics()
         self._owns_log = log is None
         self.log = log or Log(config.log)
@@ -46,7 +61,8 @@ class Server:
         self._exporter: Exporter | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._watch: asyncio.Task[None] | None = None
-        self._closing: asyncio.Event | None = None
+        self._closing = asyncio.Event()
+        self._is_stopped = False
 
     async def __aenter__(self) -> Server:
         await self.start()
@@ -65,15 +81,23 @@ class Server:
         """Where each listener really listens: "127.0.0.1:2525" and so on."""
         return {name: [describe(opened) for opened in opened] for name, opened in self._sockets.items()}
 
+    def port(self, listener: str) -> int:
+        """The TCP port of a listener's first address, also where the configuration says 0; 0 for a unix socket."""
+        name = self._sockets[listener][0].getsockname()
+        return int(name[1]) if isinstance(name, tuple) else 0
+
     async def start_quietly(self) -> Generation:
         """Start agents and filters, but listen nowhere; for conversations that come by another way."""
+        self._begin()
         self._generation = self._make(self.config)
         await self._generation.start()
         return self._generation
 
     async def start(self) -> None:
         """Start agents and filters, then listen. What it raises says what is wrong; nothing keeps running then."""
+        self._begin()
         try:
+            check(self.config, self._own)
             if not self._sockets:
                 self.bind()
             if self.config.tls is not None and self.config.tls.cert_file:
@@ -94,15 +118,13 @@ class Server:
 
     async def serve(self) -> None:
         """Wait until `close` is called, then drain and stop."""
-        self._closing = asyncio.Event()
         await self._closing.wait()
         await self.drain()
         await self.stop()
 
     def close(self) -> None:
         """Make `serve` come to its end."""
-        if self._closing is not None:
-            self._closing.set()
+        self._closing.set()
 
     async def drain(self) -> None:
         """Take no connections, end idle ones with 421, give messages in flight `drain_timeout` seconds."""
@@ -115,13 +137,17 @@ class Server:
         await self._until_idle(1.0, now=True)
 
     async def stop(self) -> None:
-        """Hang up on everybody, finish deliveries that have begun, stop agents and filters."""
+        """Hang up on everybody, finish deliveries that have begun, stop agents and filters. Once is enough."""
+        if self._is_stopped:
+            return
+        self._is_stopped = True
         for listening in self._listening:
             listening.close()
-        self._listening.clear()
         await self._until_idle(self.config.drain_timeout, now=True)
+        await self._until_closed()
         if self._watch is not None:
             self._watch.cancel()
+            await asyncio.wait([self._watch])
             self._watch = None
         if self._background:
             await asyncio.wait(self._background, timeout=self.config.drain_timeout)
@@ -141,6 +167,7 @@ class Server:
 
     async def reload(self, config: Config) -> None:
         """Use another configuration for new sessions; when that raises, the old one stays in force."""
+        check(config, self._own)
         old, options = self._generation, config.tls
         if self._certificates is not None and options is not None and options.cert_file:
             self._certificates.configure(options)
@@ -177,7 +204,16 @@ class Server:
             budget=self._budget,
             spawn=self.spawn,
             has_tls=self._certificates is not None,
+            own=self._own,
         )
+
+    def _begin(self) -> None:
+        if self._is_stopped:
+            self._is_stopped = False
+            self._closing.clear()
+            self._inherited = Inherited({})  # what systemd handed over is closed
+            if self._owns_log:
+                self.log = Log(self.config.log)
 
     async def _listen(self) -> None:
         assert self._generation is not None
@@ -210,6 +246,16 @@ class Server:
                 await idle.wait()
         except TimeoutError:
             self.log.warning("still-busy", connections=self._limits.active)
+
+    async def _until_closed(self) -> None:
+        """Let the transports see that they are closed, as long as their clients play along."""
+        listening, self._listening = self._listening, []
+        if listening:
+            closed = [asyncio.ensure_future(one.wait_closed()) for one in listening]
+            _, waiting = await asyncio.wait(closed, timeout=_GOODBYE)
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
 
     async def _retire(self, generation: Generation) -> None:
         """Stop an old generation when none of its conversations is left."""
