@@ -1,6 +1,7 @@
 """What the tests with real peers share: a letter to send, ways to run programs, and to read what arrived."""
 
 import re
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -106,12 +107,12 @@ def metrics(server: Server) -> dict[str, float]:
 class Daemon:
     """A process in the foreground that writes its log to standard output; `wait_for` finds lines in it."""
 
-    def __init__(self, *words: object) -> None:
+    def __init__(self, *words: object, **options: object) -> None:
         self.lines: list[str] = []
         self._changed = threading.Condition()
         self.process = subprocess.Popen(
             [str(word) for word in words],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options,
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -136,9 +137,10 @@ class Daemon:
         assert len(found) >= count, f"{pattern!r} not found {count} times in\n{''.join(self.lines)}"
         return found
 
-    def stop(self) -> None:
-        """End it, by force if need be."""
-        self.process.terminate()
+    def stop(self) -> int:
+        """End it with SIGTERM, by force if need be; its exit status."""
+        if self.process.poll() is None:
+            self.process.terminate()
         try:
             self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
@@ -147,6 +149,7 @@ class Daemon:
         self._reader.join(PATIENCE)
         assert self.process.stdout is not None
         self.process.stdout.close()
+        return self.process.returncode
 
 
 @pytest.fixture
@@ -154,8 +157,8 @@ def daemon() -> Iterator[Callable[..., Daemon]]:
     """Start programs that run until the test is over."""
     running: list[Daemon] = []
 
-    def start(*words: object) -> Daemon:
-        running.append(Daemon(*words))
+    def start(*words: object, **options: object) -> Daemon:
+        running.append(Daemon(*words, **options))
         return running[-1]
 
     yield start
@@ -169,3 +172,14 @@ def letter_file(directory: Path) -> Path:
     path = directory / "letter.eml"
     path.write_bytes(LETTER)
     return path
+
+
+def need_ports(*ports: int) -> None:
+    """Skip the test where one of these ports of 127.0.0.1 cannot be had."""
+    for port in ports:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                pytest.skip(f"port {port} of 127.0.0.1: {error.strerror}")
