@@ -180,7 +180,7 @@ class Channel:
         try:
             while not receiver.complete and not self._feed(receiver) and not receiver.hopeless:
                 await self._input(False)
-        except TimedOut:
+        except (TimedOut, Disconnected):
             return
 
     def _feed(self, receiver: Receiver) -> bool:
@@ -221,7 +221,7 @@ class Channel:
             await _wait(task)
             self._task = None
         if task.cancelled():
-            raise Disconnected
+            raise Draining if self._draining and not self.vanished else Disconnected
         return task.result()
 
     async def start_tls(self) -> TlsInfo:

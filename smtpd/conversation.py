@@ -39,7 +39,7 @@ class Conversation(Answering):
                 except Ended:
                     raise
                 except Exception as bug:
-                    self._refuse(self.account.bug(bug, self._mail))
+                    self._refuse(self.account.bug(bug, self._mail), traced=True, logged=True)
                     self._forget_mail()
                 step = self.command
         except Draining:
@@ -185,6 +185,8 @@ class Conversation(Answering):
         """RFC 5321 §4.1.1.3."""
         if self.in_flight is None:
             raise Refused(replies.MAIL_FIRST)
+        if self.in_flight.receiver is not None:
+            raise Refused(replies.RCPT_AFTER_BDAT)
         mail, service = self.in_flight.mail, self.service
         command = commands.parse_rcpt(argument, smtputf8=mail.smtputf8, strict=service.config.strict_syntax)
         if service.max_recipients and len(mail.recipients) >= service.max_recipients:
@@ -291,7 +293,7 @@ class Conversation(Answering):
         return combine(refused, prdr=False)
 
     def _loop_check(self, receiver: Receiver) -> Reply | None:
-        hops = receiver.content.head().lower().count(b"\nreceived:")  # RFC 5321 §6.3
+        hops = (b"\n" + receiver.content.head().lower()).count(b"\nreceived:")  # RFC 5321 §6.3
         return replies.MAIL_LOOP if hops > self.service.config.max_received else None
 
     async def rset(self, argument: bytes) -> None:

@@ -18,7 +18,8 @@ from smtpd.policy import Policy
 from smtpd.replies import Reply
 from smtpd.routing import Router
 
-_BEFORE_TLS = frozenset(("EHLO", "HELO", "NOOP", "RSET", "QUIT", "HELP", "STARTTLS"))  # RFC 3207 §4
+# RFC 3207 §4. BDAT is refused by itself: MAIL cannot have been, and its octets must be read (RFC 3030 §2).
+_BEFORE_TLS = frozenset(("EHLO", "HELO", "NOOP", "RSET", "QUIT", "HELP", "STARTTLS", "BDAT"))
 _BEFORE_AUTH = _BEFORE_TLS | {"AUTH"}  # RFC 6409 §4.3
 
 
