@@ -291,6 +291,7 @@ def play_over_socket(dialog: Dialog, port: int, trust: ssl.SSLContext, *, tls: b
                 client.start_tls(trust)
             if turn.ends and client.is_open:
                 assert client.rest() == b""
+                client.close()
         if client.is_open:
             client.half_close()
         if client.is_open:
