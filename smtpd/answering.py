@@ -27,7 +27,7 @@ class InFlight:
 class Answering:
     """The state of a conversation, and its voice."""
 
-    __slots__ = ("account", "channel", "clock", "in_flight", "is_over", "service", "session", "verb")
+    __slots__ = ("account", "channel", "clock", "in_flight", "is_over", "is_welcome", "service", "session", "verb")
 
     def __init__(self, channel: Channel, session: Session, service: Service) -> None:
         self.channel = channel
@@ -38,6 +38,7 @@ class Answering:
         self.verb = ""
         self.clock = 0.0
         self.is_over = False
+        self.is_welcome = True
 
     @property
     def _mail(self) -> Transaction | None:

@@ -41,7 +41,7 @@ class Conversation(Answering):
                 except Exception as bug:
                     self._refuse(self.account.bug(bug, self._mail), traced=True, logged=True)
                     self._forget_mail()
-                step = self.command
+                step = self.command if self.is_welcome else self.turn_away
         except Draining:
             self._leave(replies.SHUTTING_DOWN)
         except TimedOut as event:
@@ -60,12 +60,19 @@ class Conversation(Answering):
         if not service.policy.connect.idle and (reply := await self.channel.run(service.policy.connect(self.session))):
             self.account.refused(reply, "CONNECT")
             self._say(replies.NO_SERVICE(hostname=service.config.hostname) if reply.is_permanent else reply)
-            self.is_over = True
+            self.is_welcome, self.is_over = False, not reply.is_permanent
             return
         if service.greet_delay:
             await self.channel.listen(service.greet_delay)
         self.session.early = self.channel.pending
         self.channel.write(service.greeting)
+
+    async def turn_away(self) -> None:
+        """RFC 5321 §3.1: whoever was greeted with 554 hears 503 until QUIT."""
+        line = await self.channel.line(self.service.config.timeouts.command, idle=True)
+        if commands.split(line)[0] != "QUIT":
+            raise Refused(replies.NO_SERVICE_COMMAND)
+        await self.quit(b"")
 
     async def command(self) -> None:
         """One line: find its method, see that its turn has come, time it."""
