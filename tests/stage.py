@@ -1,8 +1,8 @@
 """A whole server inside the test: one listener, filters of the test's own, an agent that keeps what it is given.
 
-    async with Stage(filters={"slow": Slow}) as server:
-        talk = server.talk()                    # in memory
-        async with Stage(listens=True) ...      # server.port: on a real socket
+async with Stage(filters={"slow": Slow}) as server:
+    talk = server.talk()                    # in memory
+    async with Stage(listens=True) ...      # server.port: on a real socket
 """
 
 import json
@@ -60,7 +60,7 @@ class Lines:
 
 
 class Stage:
-    """`listener` and `tables` are laid over the defaults; `answer` is asked what the agent says, once it has the mail."""
+    """`listener` and `tables` are laid over the defaults; the agent says what `answer` says."""
 
     def __init__(
         self,
