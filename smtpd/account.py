@@ -58,17 +58,21 @@ class Account:
             for domain in domains or [""]:
                 meters.rejected(reply.key, domain)
             meters.delivered("deferred" if reply.is_temporary else "refused", seconds)
+        common = self._client_fields()
+        if reply is replies.ACCEPTED:
+            common += self._service.accepted_fields
+            judged = _judged(reply, mail)
+        else:
+            judged = {"reply": str(reply), "reason": reply.key, **_judged(reply, mail)}
         self._service.log.message(
             "message",
-            self._client_fields(),
+            common,
             trace=mail.id,
             sender=mail.sender.text,
             recipients=[recipient.address.text for recipient in mail.recipients],
             size=size,
             seconds=seconds,
-            reply=str(reply),
-            reason=reply.key,
-            **_judged(reply, mail),
+            **judged,
         )
 
     def login(self, mechanism: str, reply: Reply) -> None:

@@ -163,15 +163,18 @@ class Channel:
         `timeout` seconds may pass without an octet, and `rate` octets per second must come on average over
         a minute (0 switches either off).
         """
-        watch = DataRate(rate, self._loop.time())
-        seen = receiver.octets
-        while not self._feed(receiver) and not receiver.found_bare_line_end and not receiver.hopeless:
+        if self._feed(receiver):
+            return
+        watch, seen = DataRate(rate, self._loop.time()), 0
+        while not receiver.found_bare_line_end and not receiver.hopeless:
             now = self._loop.time()
             if rate and watch.too_slow(now, receiver.octets - seen):
                 raise TimedOut(too_slow=True)
             seen = receiver.octets
             self._deadline = now + timeout if timeout else 0.0
             await self._input(False)
+            if self._feed(receiver):
+                return
 
     async def drain(self, receiver: Receiver, seconds: float) -> None:
         """Say what there is to say now, then throw content away until its end, or time or size is up."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from smtpd import replies
 from smtpd.addresses import Address, AddressError, parse_path
@@ -21,6 +22,9 @@ MAX_MAIL_LINE = MAX_LINE + 26 + 17 + 10 + 500 + 5
 """Octets of a MAIL line with every parameter that can be in force, CRLF included."""
 MAX_AUTH_LINE = 12288
 """Octets of an AUTH line and of each line of its exchange, CRLF included (RFC 4954 §4)."""
+
+REMEMBERED = 2048
+"""MAIL and RCPT lines whose meaning is remembered: the same senders and recipients come again and again."""
 
 _LIMITS = {b"MAIL": MAX_MAIL_LINE, b"AUTH": MAX_AUTH_LINE}
 _EXTENSION_OF = {"SIZE": "SIZE", "BODY": "8BITMIME", "SMTPUTF8": "SMTPUTF8", "AUTH": "AUTH", "PRDR": "PRDR"}
@@ -112,7 +116,8 @@ def parse_helo(verb: str, argument: bytes) -> str:
     return argument.decode("ascii")
 
 
-def parse_mail(argument: bytes, extensions: frozenset[str], *, strict: bool = False) -> MailCommand:
+@lru_cache(maxsize=REMEMBERED)
+def parse_mail(argument: bytes, extensions: frozenset[str], strict: bool = False) -> MailCommand:
     """Read b"FROM:<a@b> SIZE=1"; `extensions` are the EHLO keywords in force, none after HELO.
 
     Space after the colon is tolerated unless `strict` (RFC 5321 §3.3 forbids it, printers send it).
@@ -130,7 +135,8 @@ def parse_mail(argument: bytes, extensions: frozenset[str], *, strict: bool = Fa
     return command
 
 
-def parse_rcpt(argument: bytes, *, smtputf8: bool, strict: bool = False) -> RcptCommand:
+@lru_cache(maxsize=REMEMBERED)
+def parse_rcpt(argument: bytes, smtputf8: bool = False, strict: bool = False) -> RcptCommand:
     """Read b"TO:<a@b>"; `smtputf8` says whether MAIL had that parameter. No parameter is known here."""
     text = _path_behind(argument, "TO:", strict, _RCPT_SYNTAX)
     try:

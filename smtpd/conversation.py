@@ -19,6 +19,7 @@ from smtpd.model import Message, Recipient, Transaction
 from smtpd.replies import Refused, Reply
 from smtpd.sasl import Exchange
 
+NO_EXTENSIONS: frozenset[str] = frozenset()  # RFC 5321 §4.1.1.1: after HELO
 DRAIN_SECONDS = 30.0  # how long a client may go on sending content that was refused half-way
 
 
@@ -175,9 +176,8 @@ class Conversation(Answering):
         if service.max_transactions and session.transactions >= service.max_transactions:
             self._leave(replies.TOO_MANY_MESSAGES)  # RFC 9422 §4.1, MAILMAX
             return
-        command = commands.parse_mail(
-            argument, service.extensions if session.esmtp else frozenset(), strict=service.config.strict_syntax
-        )
+        extensions = service.extensions if session.esmtp else NO_EXTENSIONS
+        command = commands.parse_mail(argument, extensions, service.config.strict_syntax)
         if command.size and service.max_message_size and command.size > service.max_message_size:
             raise Refused(replies.TOO_BIG(limit=service.max_message_size))  # RFC 1870 §6.1
         mail = Transaction.begin(command, session)
@@ -195,7 +195,7 @@ class Conversation(Answering):
         if self.in_flight.receiver is not None:
             raise Refused(replies.RCPT_AFTER_BDAT)
         mail, service = self.in_flight.mail, self.service
-        command = commands.parse_rcpt(argument, smtputf8=mail.smtputf8, strict=service.config.strict_syntax)
+        command = commands.parse_rcpt(argument, mail.smtputf8, service.config.strict_syntax)
         if service.max_recipients and len(mail.recipients) >= service.max_recipients:
             raise Refused(replies.TOO_MANY_RECIPIENTS)
         if mail.sender.is_null and mail.recipients and service.config.null_sender_single_recipient:

@@ -323,7 +323,10 @@ class _Redaction:
 
 
 def _is_short_text(values: list[object]) -> TypeGuard[list[str]]:
-    return len(values) <= MAX_ITEMS and all(type(value) is str and len(value) <= MAX_TEXT for value in values)
+    for value in values:
+        if type(value) is not str or len(value) > MAX_TEXT:
+            return False
+    return len(values) <= MAX_ITEMS
 
 
 def _as_text(value: object) -> str:

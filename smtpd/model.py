@@ -37,10 +37,10 @@ def new_id() -> str:
     serial = next(_counter)
     pairs = _PAIRS
     return (
-        pairs[moment >> 40 & 1023] + pairs[moment >> 30 & 1023] + pairs[moment >> 20 & 1023]
-        + pairs[moment >> 10 & 1023] + pairs[moment & 1023]
-        + pairs[serial >> 20 & 1023] + pairs[serial >> 10 & 1023] + pairs[serial & 1023]
-    )  # fmt: skip
+        f"{pairs[moment >> 40 & 1023]}{pairs[moment >> 30 & 1023]}{pairs[moment >> 20 & 1023]}"
+        f"{pairs[moment >> 10 & 1023]}{pairs[moment & 1023]}"
+        f"{pairs[serial >> 20 & 1023]}{pairs[serial >> 10 & 1023]}{pairs[serial & 1023]}"
+    )
 
 
 class Facts:
@@ -153,7 +153,6 @@ class Recipient:
     mailbox: Address | None = None
     """Where the agent is to put it, when the recipient map says another address; None: `address`."""
     labels: frozenset[str] = frozenset()
-    parameters: dict[str, str | None] = field(default_factory=dict)
     exempt: bool = False
     """Postmaster: no filter may refuse it (RFC 5321 §4.5.1)."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from smtpd import replies
@@ -52,17 +52,25 @@ class Service:
     """EHLO keywords that allow parameters of MAIL."""
     texts: Mapping[str, str]
     greeting: bytes
+    accepted_fields: str
+    """What the log line of every accepted message says of the reply."""
+    ehlo_replies: dict[tuple[bool, bool], bytes] = field(default_factory=dict)
+    """Replies to EHLO made so far: there are four at most."""
     keywords: str
     """The EHLO lines that depend on nothing, joined with line breaks."""
 
     def ehlo(self, session: Session) -> bytes:
         """The whole EHLO reply for the state the session is in (RFC 5321 §4.1.1.1)."""
-        lines = self.keywords
-        if self.can_start_tls and session.tls is None:
-            lines += "\nSTARTTLS"  # RFC 3207 §4.2: not once it is active
-        if session.login is None and (mechanisms := self.mechanisms(session)):
-            lines += "\nAUTH " + " ".join(mechanisms)
-        return replies.ehlo(lines)
+        state = session.tls is None, session.login is None
+        reply = self.ehlo_replies.get(state)
+        if reply is None:
+            lines = self.keywords
+            if self.can_start_tls and session.tls is None:
+                lines += "\nSTARTTLS"  # RFC 3207 §4.2: not once it is active
+            if session.login is None and (mechanisms := self.mechanisms(session)):
+                lines += "\nAUTH " + " ".join(mechanisms)
+            reply = self.ehlo_replies[state] = replies.ehlo(lines)
+        return reply
 
     def mechanisms(self, session: Session) -> tuple[str, ...]:
         """The SASL mechanisms offered now; none without TLS where they would give the password away."""
@@ -140,6 +148,7 @@ def make_service(
         extensions=frozenset(extensions),
         texts=config.replies,
         greeting=replies.GREETING(hostname=config.hostname).encode("", config.replies),
+        accepted_fields=log.bind(reply=str(replies.ACCEPTED), reason=replies.ACCEPTED.key),
         keywords="\n".join(_keywords(config, switches, size, utf8)),
     )
 
