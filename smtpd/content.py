@@ -211,7 +211,7 @@ class Receiver:
             self.problem = reply
 
     def _has_long_line(self, data: bytes) -> bool:
-        limit = self._max_line
+        limit = self._max_line - 1  # the LF belongs to the line, too
         position = data.find(b"\n")
         if position < 0:
             self._line += len(data)

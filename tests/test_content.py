@@ -1,0 +1,225 @@
+"""Content as it is received, beside a slow implementation that anybody can check by reading it."""
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from smtpd import replies
+from smtpd.content import (
+    MAX_HEAD,
+    BareLineEnds,
+    ChunkReceiver,
+    Content,
+    DataReceiver,
+    Receiver,
+    SkippedChunk,
+)
+from smtpd.limits import ContentBudget
+
+MAX_SIZE = 60
+MAX_LINE = 20
+
+# What a parser could stumble over, often; anything at all, sometimes.
+octets = st.lists(
+    st.sampled_from([b"\r\n", b"\r", b"\n", b".", b"\r\n.", b"\r\n.\r", b"\0", b"a", b"bc" * 6, b"\xff"])
+    | st.integers(MAX_LINE - 3, MAX_LINE + 1).map(lambda length: b"x" * length)
+    | st.binary(max_size=4),
+    max_size=14,
+).map(b"".join)
+modes = st.sampled_from(["reject", "normalise"])
+cuts = st.lists(st.integers(min_value=0, max_value=80), max_size=8)
+
+
+def expected(raw: bytes, mode: BareLineEnds) -> str | bytes:
+    """The key of the heaviest problem, or what is stored; `raw` has no dots in the way any more."""
+    size, is_long, lone, stored = 0, False, False, b""
+    for line in re.findall(rb"[^\r\n]*(?:\r\n|\r|\n|\Z)", raw):
+        text = line.rstrip(b"\r\n")
+        lone |= line != text and not line.endswith(b"\r\n")
+        kept = text + b"\r\n" if line != text else text
+        if mode == "reject":
+            kept = line
+        size += len(kept)
+        is_long |= bool(kept) and len(text) + (2 if line != text else 1) > MAX_LINE
+        stored += kept
+    if lone and mode == "reject":
+        return replies.BARE_LINE_END.key
+    if size > MAX_SIZE:
+        return replies.TOO_BIG.key
+    return replies.TEXT_LINE_TOO_LONG.key if is_long else stored
+
+
+def expected_data(stream: bytes, mode: BareLineEnds) -> tuple[int, str | bytes]:
+    """Where the data ends (-1: not in this stream), and what becomes of it, line by line."""
+    end = (b"\r\n" + stream).find(b"\r\n.\r\n")
+    if end < 0:
+        return -1, b""
+    lines = stream[:end].split(b"\r\n")
+    return end + 3, expected(b"\r\n".join(line.removeprefix(b".") for line in lines), mode)
+
+
+def new[R: Receiver](kind: type[R], mode: BareLineEnds) -> R:
+    content = Content(ContentBudget(0), in_memory=1 << 20)
+    return kind(content, max_size=MAX_SIZE, max_line=MAX_LINE, bare=mode)
+
+
+def result(receiver: Receiver) -> str | bytes:
+    problem = receiver.finish()
+    return problem.key if problem is not None else b"".join(receiver.content.chunks())
+
+
+def cut(data: bytes, places: Iterable[int]) -> Iterator[bytes]:
+    start = 0
+    for place in sorted({place for place in places if 0 < place < len(data)}):
+        yield data[start:place]
+        start = place
+    if data[start:]:
+        yield data[start:]
+
+
+@given(stream=octets, mode=modes, places=cuts)
+@example(stream=b"one\rtwo\nthree\r\n.\r\n", mode="reject", places=[])
+@example(stream=b"\r\r\n.\r\n", mode="normalise", places=[1])
+@example(stream=b".\r\n", mode="reject", places=[])
+@example(stream=b"..\r\n\r\n..x\r\n.\r\n", mode="reject", places=[1, 2, 3])
+def test_data_is_the_same_however_it_is_cut(stream: bytes, mode: BareLineEnds, places: list[int]) -> None:
+    stream += b"\r\n.\r\nMAIL"
+    end, wanted = expected_data(stream, mode)
+    receiver = new(DataReceiver, mode)
+    position = 0
+    for piece in cut(stream, places):
+        found = receiver.feed(piece)
+        if found >= 0:
+            assert position + found == end
+            break
+        position += len(piece)
+    assert receiver.complete
+    assert result(receiver) == wanted
+
+
+@given(stream=octets, mode=modes, before=st.binary(max_size=5))
+def test_data_may_start_inside_a_buffer(stream: bytes, mode: BareLineEnds, before: bytes) -> None:
+    stream += b"\r\n.\r\n"
+    end, wanted = expected_data(stream, mode)
+    receiver = new(DataReceiver, mode)
+    assert receiver.feed(before + stream, len(before)) == len(before) + end
+    assert result(receiver) == wanted
+
+
+@given(chunks=st.lists(octets, max_size=4), mode=modes, places=cuts, behind=octets)
+@example(chunks=[b"a\r", b"\nb"], mode="reject", places=[], behind=b"")
+@example(chunks=[b"\r\n.\r\n", b".\r\n"], mode="reject", places=[2], behind=b"")
+def test_chunks_are_the_same_however_they_are_cut(
+    chunks: list[bytes], mode: BareLineEnds, places: list[int], behind: bytes
+) -> None:
+    receiver = new(ChunkReceiver, mode)
+    for chunk in chunks:
+        receiver.expect(len(chunk))
+        rest = len(chunk)
+        for piece in cut(chunk + behind, places):
+            if receiver.complete:
+                break
+            found = receiver.feed(piece)
+            assert found == (-1 if len(piece) < rest else rest)
+            rest -= len(piece)
+        assert receiver.complete
+    assert result(receiver) == expected(b"".join(chunks), mode)
+
+
+@given(chunk=octets)
+def test_a_skipped_chunk_is_counted_and_forgotten(chunk: bytes) -> None:
+    receiver = new(SkippedChunk, "reject")
+    receiver.expect(len(chunk))
+    if chunk:
+        assert receiver.feed(b"xx" + chunk + b"NOOP", 2) == 2 + len(chunk)
+    assert receiver.complete
+    assert receiver.content.size == 0
+
+
+@given(stream=octets)
+def test_bdat_gives_what_data_gives(stream: bytes) -> None:
+    """Filters and agents cannot see how a message came."""
+    text = re.sub(rb"\r\n|\r|\n", b"\r\n", stream) + b"\r\n"
+    by_data, by_bdat = new(DataReceiver, "reject"), new(ChunkReceiver, "reject")
+    by_data.feed(re.sub(rb"(?m)^\.", b"..", text) + b".\r\n")
+    by_bdat.expect(len(text))
+    by_bdat.feed(text)
+    assert result(by_data) == result(by_bdat)
+
+
+def test_what_is_far_beyond_the_limit_is_hopeless() -> None:
+    receiver = new(DataReceiver, "reject")
+    receiver.feed(b"x" * (1 << 20))
+    assert not receiver.hopeless
+    receiver.feed(b"x" * (MAX_SIZE * 4 + 10))
+    assert receiver.hopeless
+
+
+def test_nothing_is_kept_of_what_is_refused() -> None:
+    budget = ContentBudget(0)
+    content = Content(budget, in_memory=1 << 20)
+    receiver = DataReceiver(content, max_size=10, max_line=1000, bare="reject")
+    receiver.feed(b"12345")
+    assert budget.used == 5
+    receiver.feed(b"6789012345")
+    assert budget.used == 0
+    assert receiver.problem is not None
+
+
+@pytest.mark.parametrize("budget", [ContentBudget(0), ContentBudget(5)], ids=["too big", "too much for all"])
+def test_content_spills_to_a_file_and_reads_back(budget: ContentBudget, tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    content = Content(budget, in_memory=20 if not budget.limit else 1 << 20, spool=str(tmp_path))
+    pieces = [b"%06d" % number for number in range(10)]
+    for piece in pieces:
+        content.write(piece)
+    assert content.spilled
+    assert budget.used == 0
+    assert b"".join(content.chunks()) == b"".join(content.chunks()) == b"".join(pieces)
+    assert content.size == 60
+    assert not list(tmp_path.iterdir()), "the file has no name, so nothing is left behind by a crash"
+    content.close()
+    content.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_content_of_exactly_the_threshold_stays_in_memory() -> None:
+    budget = ContentBudget(0)
+    content = Content(budget, in_memory=10)
+    content.write(b"1234567890")
+    assert not content.spilled
+    assert budget.used == 10
+    content.close()
+    assert budget.used == 0
+
+
+def test_a_full_spool_is_no_bug_but_no_space(tmp_path: Path) -> None:
+    content = Content(ContentBudget(0), in_memory=4, spool=str(tmp_path / "gone"))
+    receiver = DataReceiver(content, max_size=0, max_line=1000, bare="reject")
+    receiver.feed(b"more than four\r\n.\r\n")
+    assert receiver.finish() == replies.NO_SPACE
+
+
+@pytest.mark.parametrize(
+    ("text", "head"),
+    [
+        (b"a: b\r\n\r\nbody\r\n\r\n", b"a: b\r\n\r\n"),
+        (b"\r\nbody\r\n\r\n", b"\r\n"),
+        (b"a: b\r\nc: d\r\n", b"a: b\r\nc: d\r\n"),
+        (b"", b""),
+        (b"x" * (MAX_HEAD + 10), b"x" * MAX_HEAD),
+    ],
+)
+@pytest.mark.parametrize("piece", [1 << 22, 3])
+def test_the_head_ends_with_the_first_empty_line(text: bytes, head: bytes, piece: int) -> None:
+    content = Content(ContentBudget(0), in_memory=1 << 30)
+    if len(text) > 100:
+        piece = 1 << 18
+    for start in range(0, len(text), piece):
+        content.write(text[start : start + piece])
+    assert content.head() == head
