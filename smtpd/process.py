@@ -11,12 +11,17 @@ import signal
 from collections.abc import Mapping
 from pathlib import Path
 
-from smtpd.certificates import make_developer_certificate
+from smtpd.certificates import TlsError, make_developer_certificate
 from smtpd.config import Config, ConfigError, load
 from smtpd.log import Log
+from smtpd.plugins import PluginError
+from smtpd.policy.startup import PolicyError
 from smtpd.server import Server
 from smtpd.sockets import notify
-from smtpd.users import make_developer_user
+from smtpd.users import UserFileError, make_developer_user
+
+_OPERATORS_TURN = (OSError, PluginError, PolicyError, TlsError, UserFileError)
+"""Not a mistake of ours: one line says what it is, a traceback would only hide it."""
 
 
 def run(config: Config, *, path: Path | None, environ: Mapping[str, str]) -> int:
@@ -46,7 +51,7 @@ async def _serve(config: Config, path: Path | None, environ: Mapping[str, str], 
         _drop_privileges(config)
         await server.start()
     except Exception as error:
-        log.error("cannot-start", problem=str(error), exception=None if isinstance(error, OSError) else error)
+        log.error("cannot-start", problem=str(error), exception=None if isinstance(error, _OPERATORS_TURN) else error)
         await server.stop()
         return 1
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -95,8 +100,11 @@ def _drop_privileges(config: Config) -> None:
     """Become `[smtpd] user` and `group`; as an ordinary user this changes nothing and may be left out."""
     if config.user is None and config.group is None:
         return
-    user = pwd.getpwnam(config.user) if config.user is not None else None
-    group = grp.getgrnam(config.group).gr_gid if config.group is not None else None
+    try:
+        user = pwd.getpwnam(config.user) if config.user is not None else None
+        group = grp.getgrnam(config.group).gr_gid if config.group is not None else None
+    except KeyError as error:
+        raise OSError(f"user and group to become: {error.args[0].rpartition('(): ')[2]}") from None
     if os.geteuid() != 0:
         if user is not None and user.pw_uid != os.geteuid():
             raise PermissionError(f"only root can become {config.user}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TOP, Certificates, Server
+from tests.conftest import PATIENCE, TOP, Certificates, Server
 from tests.interop.conftest import LETTER, Peer, Ran, Serve, metrics, need_ports, read, run
 
 PORTS = {"smtp": 25, "smtps": 465, "submission": 587, "alt": 2525}
@@ -111,3 +111,22 @@ def test_configuration_passes_its_own_check(overrides: Mapping[str, str]) -> Non
     assert all(line.startswith("config.toml:") for line in plain.splitlines())
     assert "smtpd.tls.cert_file: there is no such file" in plain
     assert "Traceback" not in plain
+
+
+@pytest.mark.parametrize(
+    ("forgotten", "said"),
+    [
+        ({"SMTPD__USER": "nobody-of-this-name"}, "user and group to become: name not found: 'nobody-of-this-name'"),
+        ({"SMTPD__AUTH__USERS__PATH": "/nonexistent/users"}, "/nonexistent/users: No such file or directory"),
+        ({"SMTPD__LISTENERS__SMTP__ADDRESS": "192.0.2.1:25"}, "192.0.2.1:25"),
+    ],
+)
+def test_what_the_operator_forgot_is_said_in_one_line(
+    serve: Serve, overrides: Mapping[str, str], forgotten: Mapping[str, str], said: str
+) -> None:
+    anywhere = {f"SMTPD__LISTENERS__{name.upper()}__ADDRESS": "127.0.0.1:0" for name in PORTS}
+    server = serve(CONFIG.read_text(encoding="utf-8"), environment={**overrides, **anywhere, **forgotten}, wait=False)
+    problem = server.wait_for("cannot-start")
+    assert said in problem["problem"]
+    assert "exception" not in problem
+    assert server.process.wait(PATIENCE) == 1
