@@ -98,13 +98,11 @@ def processor_seconds(process: int) -> float:
 
 
 def memory_kib(process: int) -> int:
-    """Proportional set size of a process and its descendants, KiB: what is shared counts once."""
-    total = 0
-    for member in family(process):
-        for line in Path(f"/proc/{member}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                total += int(line.split()[1])
-    return total
+    """Resident memory of a process, KiB. Its share of what it has in common with others would move with them."""
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    raise ProcessLookupError(process)
 
 
 def _stat(process: int) -> list[str]:
