@@ -174,7 +174,7 @@ class Maildir(DeliveryAgent):
             return self._full(mail.recipients[0])
         if not isinstance(failure, OSError):
             raise failure
-        self.services.log.error("mail-not-stored", agent=self.name, trace=mail.id, exception=failure)
+        self.services.log.error("mail-not-stored", agent=self.name, trace=mail.id, problem=str(failure))
         return replies.NO_SPACE if failure.errno in _NO_SPACE else replies.STORE_FAILED
 
     def _full(self, recipient: Recipient) -> Reply:

@@ -116,7 +116,9 @@ class Connection(asyncio.Protocol):
         if self._is_new:
             self._is_new = False
             if data.startswith(_TLS_RECORD) and self._gate.service.switches.tls != "implicit":
-                self._gate.service.meters.dropped("tls-on-plain-port")
+                service = self._gate.service
+                service.meters.dropped("tls-on-plain-port")
+                service.log.info("dropped", listener=service.listener, ip=self._ip, reason="tls-on-plain-port")
                 self.abort()
                 return
         self._channel.feed(data)
@@ -193,7 +195,8 @@ class Connection(asyncio.Protocol):
             )
         except (OSError, tls.TlsError) as error:
             service.meters.dropped("tls-handshake")
-            service.log.info("tls-failed", listener=service.listener, ip=self._ip, problem=str(error))
+            problem = str(error) or "the client hung up"
+            service.log.info("tls-failed", listener=service.listener, ip=self._ip, problem=problem)
             self._transport.abort()
             raise Disconnected from error
         if transport is None:

@@ -59,6 +59,14 @@ def test_old_tls_is_not_spoken(serve: Serve, curl: Curl) -> None:
     assert not server.mailbox("bob")
 
 
+def test_mixed_up_ports_leave_a_line_in_the_log(serve: Serve, curl: Curl) -> None:
+    server = serve()
+    curl(server, "smtp", scheme="smtps", expect=35)
+    assert server.wait_for("dropped")["reason"] == "tls-on-plain-port"
+    curl(server, "smtps", "--max-time", "0.5", expect=28)
+    assert server.wait_for("tls-failed")["problem"] == "the client hung up"
+
+
 def test_several_recipients(serve: Serve, curl: Curl) -> None:
     server = serve()
     curl(server, "smtp", "--mail-rcpt", "carol@example.test")

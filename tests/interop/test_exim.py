@@ -194,7 +194,7 @@ def test_addresses_beyond_ascii(serve: Serve, exim: Make) -> None:
     assert without_hop(mail.content) == letter
 
 
-def test_full_disk_of_ours_leaves_the_mail_in_the_queue_of_the_sender(
+def test_broken_disk_of_ours_leaves_the_mail_in_the_queue_of_the_sender(
     serve: Serve, exim: Make, directory: Path
 ) -> None:
     server = serve()
@@ -203,3 +203,7 @@ def test_full_disk_of_ours_leaves_the_mail_in_the_queue_of_the_sender(
     sender.send("bob@example.test")
     assert "451 4.3.0 The message could not be stored" in sender.log
     assert not sender.is_empty
+    failure = server.wait_for("mail-not-stored")
+    assert failure["problem"].startswith("[Errno 20] Not a directory: ")
+    assert "exception" not in failure
+    assert failure["trace"] in sender.log
