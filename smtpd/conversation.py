@@ -278,7 +278,10 @@ class Conversation(Answering):
         if reply is None:
             reply = await self._judge_and_deliver(in_flight, Message(receiver.content))
         self.account.message(mail, reply, size=size, seconds=perf_counter() - self.clock)
-        self._refuse(reply, traced=True, logged=True) if reply.code >= 400 else self._say(reply, mail.id)
+        if reply.is_positive:
+            self._say(reply, mail.id)
+        else:
+            self._refuse(reply, traced=True, logged=True)
         if receiver.found_bare_line_end:  # what follows may be smuggled: nothing of it is read as a command
             self.is_over = True
             await self.channel.drain(receiver, DRAIN_SECONDS)
@@ -294,6 +297,8 @@ class Conversation(Answering):
             refused.update(judgement.refused)
             mail.recipients = [recipient for recipient in mail.recipients if recipient not in refused]
             message.added.extend(trace.field(name, value) for name, value in judgement.headers)
+            if labels := mail.all_labels:
+                message.added.append(trace.labels(labels))
         message.added.append(trace.received(self.session, mail, self.service.config.hostname))
         if mail.recipients:
             refused.update(await self.channel.run(in_flight.deliveries.deliver(message), finish=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterable
 from email.utils import formatdate
 from ipaddress import IPv6Address
 
@@ -75,6 +76,11 @@ def delivered_to(address: str) -> bytes:
 def field(name: str, value: str) -> bytes:
     """Any field a filter wants on top; line breaks and control characters in the value become spaces."""
     return f"{name}: {re.sub(r'[^ -~\u00a0-\U0010ffff]+', ' ', value)}\r\n".encode("utf-8", "replace")
+
+
+def labels(labels: Iterable[str]) -> bytes:
+    """Our one field that carries the labels of a message to whatever reads it later."""
+    return field("X-Smtpd-Labels", ", ".join(sorted(labels)))
 
 
 def comment(text: str) -> str:
