@@ -111,9 +111,9 @@ class Stage:
         service = self._services["smtp"]
         return replace(service, can_start_tls=service.switches.tls == "starttls")
 
-    def talk(self, *, ip: str = "192.0.2.1", tls: TlsInfo | None = None) -> Talk:
-        """A client in memory."""
-        return Talk(self.service, ip=ip, tls=tls)
+    def talk(self, *, ip: str = "192.0.2.1", tls: TlsInfo | None = None, **parts: Any) -> Talk:
+        """A client in memory; `parts` take the place of parts of the service."""
+        return Talk(replace(self.service, **parts), ip=ip, tls=tls)
 
     async def ready(self, *, ip: str = "192.0.2.1") -> Talk:
         """A client in memory whose MAIL and RCPT were accepted."""
