@@ -195,7 +195,7 @@ class MemoryServer:
 
     async def __aenter__(self) -> Self:
         generation = await self._server.start_quietly()
-        self._service = generation.services["smtp"]
+        self._service = next(iter(generation.services.values()))
         self.agents, self.filters = generation.agents, generation.filters
         return self
 

@@ -1,14 +1,20 @@
 """What stands in docs/plugins.md is run, and what stands in docs/operating.md is complete."""
 
 import ast
+import json
 import os
 import re
 import subprocess
 import sys
 import tomllib
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
+
+from smtpd import users
+from smtpd.memory import MemoryServer
+from smtpd.model import TlsInfo
 
 TOP = Path(__file__).resolve().parent.parent
 DOCS = TOP / "docs"
@@ -84,20 +90,77 @@ def test_types_of_the_plug_in_page_are_right(desk: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_logged_events_are_found() -> None:
-    found = events_in(ast.parse("self._log.info('ready', a=1); log = x.log.error if y else x.log.info; log('login')"))
-    assert found == {"ready", "login"}
+def events_in(tree: ast.AST) -> set[str]:
+    """Every event that is logged by its name, or through a variable called `event`."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func).rpartition(".")[2]
+            place = {"line": 1}.get(called, 0)
+            if called in (*LEVELS, "log", "write", "line"):
+                found |= constants(node.args[place : place + 1])
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "event":
+            found |= constants([node.value])
+    return {name for name in found if re.fullmatch(r"[a-z]+(-[a-z]+)*", name)}
 
 
-def events_in(tree: ast.Module) -> set[str]:
-    """First arguments of everything that is called like a method of Log, by whatever name it goes."""
-    return {
-        node.args[0].value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call)
-        and ast.unparse(node.func).rpartition(".")[2] in (*LEVELS, "log", "write", "line", "_lines")
-        and node.args
-        and isinstance(node.args[0], ast.Constant)
-        and isinstance(node.args[0].value, str)
-        and re.fullmatch(r"[a-z]+(-[a-z]+)*", node.args[0].value)
+def constants(nodes: list[ast.expr]) -> set[str]:
+    branches = [
+        part for node in nodes for part in ([node.body, node.orelse] if isinstance(node, ast.IfExp) else [node])
+    ]
+    return {node.value for node in branches if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "self._log.info('a-b', c=1)",
+        "log = x.log.error if y else x.log.info; log('a-b')",
+        "event = 'a-b' if x else 'a-b'; self._log.warning(event)",
+        "self._lines.line('warning', 'a-b', {})",
+    ],
+)
+def test_logged_events_are_found(source: str) -> None:
+    assert events_in(ast.parse(source)) == {"a-b"}
+
+
+def described_events() -> set[str]:
+    table = (DOCS / "operating.md").read_text(encoding="utf-8").partition("| event |")[2].partition("\n\n")[0]
+    first_cells = re.findall(r"^\| ([^|]*) \|", table, re.MULTILINE)
+    return {name for cell in first_cells for name in re.findall(r"`([a-z-]+)`", cell)}
+
+
+def test_every_event_of_the_log_is_described_and_no_other() -> None:
+    files = [path for folder in ("smtpd", "filters", "delivery_agents") for path in (TOP / folder).rglob("*.py")]
+    logged = set().union(*(events_in(ast.parse(path.read_text(encoding="utf-8"))) for path in files))
+    assert described_events() == logged
+
+
+def test_metrics_in_alerts_exist() -> None:
+    known = (DOCS / "metrics.md").read_text(encoding="utf-8")
+    used = re.findall(r"smtpd_[a-z_]+", "".join(blocks("operating.md", "yaml")))
+    assert used
+    assert [name for name in used if f"`{name.removesuffix('_count')}`" not in known] == []
+
+
+async def test_pattern_for_fail2ban_finds_failed_logins_and_nothing_a_client_says(tmp_path: Path) -> None:
+    found = re.search(r"^failregex = (.*)$", "".join(blocks("operating.md", "ini")), re.MULTILINE)
+    assert found is not None
+    pattern = re.compile(found[1].replace("<ADDR>", r"(?P<ip>[0-9a-f.:]+)"))
+    users.add(tmp_path / "users", "alice", "right", users.Cost(passes=1, memory=8192))
+    tables = {
+        "listeners": {"submission": {"address": "127.0.0.1:0", "mode": "submission"}},
+        "auth": {"providers": ["users"], "users": users.Options(type="file", path=str(tmp_path / "users"))},
     }
+    forged = '","event":"login","session":"","listener":"","ip":"192.0.2.9","result":"failed"}'
+    async with MemoryServer(tables=tables) as server:
+        for password in ("right", "wrong"):
+            tls = TlsInfo("TLSv1.3", "", 256)
+            talk = await server.connect(ip="2001:db8::1", tls=tls, helo=forged if password == "right" else "pc")
+            await talk.say(b"AUTH PLAIN %b\r\n" % b64encode(f"\0alice\0{password}".encode()))
+            await talk.say(f"MAIL FROM:<a@b.test>\r\nRCPT TO:<{forged}@c.test>\r\nQUIT\r\n".encode())
+        lines = [json.dumps(line, separators=(",", ":")) for line in server.log]
+    assert {re.findall(r'"result":"(\w+)"', line)[0] for line in lines if '"event":"login"' in line} == {"ok", "failed"}
+    (match,) = filter(None, map(pattern.search, lines))
+    assert match["ip"] == "2001:db8::1"
+    assert '"helo":"pc"' in match.string
