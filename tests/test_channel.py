@@ -1,0 +1,271 @@
+"""The channel between octets and a conversation: lines, limits, back-pressure, time, and clients that go away."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from smtpd.channel import HIGH_WATER, Channel, Disconnected, Draining, TimedOut
+from smtpd.content import Content, DataReceiver
+from smtpd.limits import ContentBudget
+from smtpd.memory import MemoryTransport
+from smtpd.replies import Refused
+
+
+class Line:
+    """A channel whose conversation is written in the test; what it ended with, and what it read."""
+
+    def __init__(self) -> None:
+        self.transport = MemoryTransport()
+        self.channel = Channel(self.transport, asyncio.get_running_loop())
+        self.read: list[bytes | str] = []
+        self.end: BaseException | None = None
+        self.is_over = asyncio.Event()
+        self.channel.on_finished = self.is_over.set
+
+    def start(self, conversation: Coroutine[Any, Any, None]) -> None:
+        async def caught() -> None:
+            try:
+                await conversation
+            except (Disconnected, TimedOut, Draining, RuntimeError) as end:
+                self.end = end
+
+        self.channel.start(caught())
+
+    async def echo(self, *, timeout: float = 0, idle: bool = True) -> None:
+        """Read lines for ever; a refusal is noted as a word."""
+        while True:
+            try:
+                self.read.append(await self.channel.line(timeout, idle=idle))
+            except Refused as refusal:
+                self.read.append(refusal.reply.key)
+            self.channel.write(b"%d\r\n" % len(self.read))
+
+
+@pytest.fixture
+async def line() -> Line:
+    return Line()
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3, 1000])
+async def test_only_crlf_ends_a_line(line: Line, piece: int) -> None:
+    octets = b"one\r\n\r\ntwo\nstill\rtwo\r\r\nthree\r\n"
+    line.start(line.echo())
+    for start in range(0, len(octets), piece):
+        line.channel.feed(octets[start : start + piece])
+    assert line.read == [b"one", b"", b"two\nstill\rtwo\r", b"three"]
+
+
+@pytest.mark.parametrize("piece", [1, 7, 512, 100_000])
+async def test_a_long_line_is_answered_once_and_not_kept(line: Line, piece: int) -> None:
+    octets = b"NOOP " + b"x" * 50_000 + b"\r\nNOOP\r\n"
+    most = 0
+    line.start(line.echo())
+    for start in range(0, len(octets), piece):
+        line.channel.feed(octets[start : start + piece])
+        most = max(most, len(line.channel.pending_octets))
+    assert line.read == ["line-too-long", b"NOOP"]
+    assert most <= 512
+
+
+async def test_replies_of_a_burst_leave_together(line: Line) -> None:
+    line.start(line.echo())
+    line.channel.feed(b"a\r\nb\r\nc\r\nd")
+    line.channel.feed(b"\r\n")
+    assert line.transport.writes == [b"1\r\n2\r\n3\r\n", b"4\r\n"]
+
+
+async def test_a_client_that_does_not_read_is_not_read(line: Line) -> None:
+    """However much it pipelines: what is unread stays small, and what is unsaid stays unsaid."""
+    line.start(line.echo())
+    line.channel.blocked(True)
+    fed = 0
+    while not line.transport.is_paused:
+        line.channel.feed(b"NOOP\r\n" * 1000)
+        fed += 6000
+        assert fed <= HIGH_WATER + 6000
+    assert not line.read
+    line.channel.blocked(False)
+    assert len(line.read) == fed // 6
+    assert not line.transport.is_paused
+    assert not line.channel.pending
+
+
+async def test_octets_wait_while_something_runs(line: Line) -> None:
+    go_on = asyncio.Event()
+
+    async def conversation() -> None:
+        line.read.append(await line.channel.line(0))
+        await line.channel.run(_wait_for(go_on))
+        line.read.append(await line.channel.line(0))
+
+    line.start(conversation())
+    line.channel.feed(b"one\r\n")
+    for _ in range(100):
+        if not line.transport.is_paused:
+            line.channel.feed(b"two\r\n" * 1000)
+    assert len(line.channel.pending_octets) <= HIGH_WATER + 5000
+    assert line.read == [b"one"]
+    go_on.set()
+    await line.is_over.wait()
+    assert line.read == [b"one", b"two"]
+
+
+async def _wait_for(event: asyncio.Event) -> str:
+    await event.wait()
+    return "done"
+
+
+async def test_silence_times_out(line: Line) -> None:
+    line.start(line.echo(timeout=0.02))
+    await line.is_over.wait()
+    assert isinstance(line.end, TimedOut)
+    assert not line.end.too_slow
+
+
+async def test_a_line_in_many_small_pieces_has_no_more_time(line: Line) -> None:
+    line.start(line.echo(timeout=0.05))
+    ended = asyncio.create_task(line.is_over.wait())
+    while not ended.done():
+        line.channel.feed(b"x")
+        await asyncio.wait([ended], timeout=0.01)
+        assert len(line.channel.pending_octets) <= 512
+    assert isinstance(line.end, TimedOut)
+
+
+async def test_each_line_has_its_own_time(line: Line) -> None:
+    line.start(line.echo(timeout=0.05))
+    for _ in range(5):
+        await asyncio.sleep(0.02)
+        line.channel.feed(b"x\r\n")
+    assert line.end is None
+    assert len(line.read) == 5
+    line.channel.lost()
+
+
+async def test_nobody_is_timed_out_while_we_work(line: Line) -> None:
+    go_on = asyncio.Event()
+
+    async def conversation() -> None:
+        await line.channel.line(0.01)
+        line.read.append(await line.channel.run(_wait_for(go_on)))
+
+    line.start(conversation())
+    line.channel.feed(b"x\r\n")
+    await asyncio.sleep(0.03)
+    go_on.set()
+    await line.is_over.wait()
+    assert line.read == ["done"]
+
+
+@pytest.mark.parametrize(("idle", "now", "ends"), [(True, False, True), (False, False, False), (False, True, True)])
+async def test_draining_waits_for_a_transaction(line: Line, idle: bool, now: bool, ends: bool) -> None:
+    line.start(line.echo(idle=idle))
+    line.channel.interrupt(now=now)
+    assert isinstance(line.end, Draining) == ends
+    line.channel.lost()
+
+
+async def test_draining_reaches_a_conversation_when_it_becomes_idle(line: Line) -> None:
+    async def conversation() -> None:
+        line.read.append(await line.channel.line(0))
+        await line.channel.line(0, idle=True)
+
+    line.start(conversation())
+    line.channel.interrupt()
+    line.channel.feed(b"one\r\ntwo\r\n")
+    assert isinstance(line.end, Draining)
+    assert line.read == [b"one"]
+
+
+@pytest.mark.parametrize("finish", [False, True])
+async def test_draining_now_cancels_what_is_not_a_delivery_and_says_so(line: Line, finish: bool) -> None:
+    go_on = asyncio.Event()
+
+    async def conversation() -> None:
+        line.read.append(await line.channel.run(_wait_for(go_on), finish=finish))
+
+    line.start(conversation())
+    line.channel.interrupt(now=True)
+    await asyncio.sleep(0)
+    go_on.set()
+    await line.is_over.wait()
+    assert (line.read == ["done"]) == finish
+    assert isinstance(line.end, Draining) != finish
+
+
+async def test_what_runs_may_fail(line: Line) -> None:
+    async def broken() -> None:
+        await asyncio.sleep(0)
+        raise RuntimeError("broken")
+
+    line.start(line.channel.run(broken()))
+    await line.is_over.wait()
+    assert str(line.end) == "broken"
+
+
+async def test_nothing_begins_for_a_client_that_is_gone(line: Line) -> None:
+    began: list[bool] = []
+
+    async def work() -> None:
+        began.append(True)
+
+    async def conversation() -> None:
+        await line.channel.line(0)
+        await line.channel.run(work())
+
+    line.channel.feed(b"one\r\n")
+    line.channel.lost()
+    line.start(conversation())
+    assert isinstance(line.end, Disconnected)
+    assert not began
+
+
+@pytest.mark.parametrize(("behind", "answered"), [(b"", False), (b"QUIT\r\n", True), (b"NOOP\r\nquit\r\n", True)])
+async def test_half_closed_behind_quit_is_no_loss(line: Line, behind: bytes, answered: bool) -> None:
+    go_on = asyncio.Event()
+
+    async def conversation() -> None:
+        await line.channel.line(0)
+        line.read.append(await line.channel.run(_wait_for(go_on)))
+        line.channel.write(b"done\r\n")
+        line.channel.close()
+
+    line.start(conversation())
+    line.channel.feed(b"one\r\n" + behind)
+    line.channel.feed_eof()
+    go_on.set()
+    await line.is_over.wait()
+    assert (line.read == ["done"]) == answered
+    assert line.transport.writes == ([b"done\r\n"] if answered else [])
+
+
+async def test_content_is_drained_for_a_limited_time(line: Line) -> None:
+    content = Content(ContentBudget(0), in_memory=1000)
+    receiver = DataReceiver(content, max_size=0, max_line=1000, bare="reject")
+
+    async def conversation() -> None:
+        await line.channel.receive(receiver, 0, 0)
+        line.channel.write(b"no\r\n")
+        await line.channel.drain(receiver, 0.03)
+
+    line.start(conversation())
+    line.channel.feed(b"one\ntwo")
+    assert line.transport.writes == [b"no\r\n"], "the refusal is said at once"
+    line.channel.feed(b"more and more")
+    assert not line.is_over.is_set()
+    await line.is_over.wait()
+    assert line.end is None
+
+
+async def test_listening_sees_who_speaks_first(line: Line) -> None:
+    async def conversation() -> None:
+        line.read.append(str(await line.channel.listen(0.02)))
+        line.read.append(str(await line.channel.listen(60)))
+
+    line.start(conversation())
+    while not line.read:  # noqa: ASYNC110 - the timer is a real one
+        await asyncio.sleep(0.01)
+    line.channel.feed(b"EHLO")
+    assert line.read == ["False", "True"]
