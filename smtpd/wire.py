@@ -131,10 +131,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The socket is gone."""
-        if self._ip is not None:
-            self._gate.limits.release(self._ip)
-            self._gate.service.meters.disconnected()
-            self._ip = None
+        self._release()
         if self._channel is not None:
             self._channel.lost()
 
@@ -182,6 +179,13 @@ class Connection(asyncio.Protocol):
 
     async def start_tls(self) -> TlsInfo:
         """RFC 3207 §4: a handshake that fails ends the connection, there is no way back to plain text."""
+        try:
+            return await self._shake_hands()
+        except BaseException:
+            self._release()  # asyncio does not tell us of a connection that is lost during the handshake
+            raise
+
+    async def _shake_hands(self) -> TlsInfo:
         assert self._transport is not None
         service = self._gate.service
         self._is_new = False
@@ -205,6 +209,12 @@ class Connection(asyncio.Protocol):
         connection = transport.get_extra_info("ssl_object")
         assert isinstance(connection, ssl.SSLObject)
         return tls.describe(connection)
+
+    def _release(self) -> None:
+        if self._ip is not None:
+            self._gate.limits.release(self._ip)
+            self._gate.service.meters.disconnected()
+            self._ip = None
 
     def _finished(self) -> None:
         assert self._channel is not None
