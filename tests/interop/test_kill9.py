@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PATIENCE
+from tests.conftest import PATIENCE, Server
 from tests.interop.conftest import Serve, read
 
 USERS = [f"user{number}" for number in range(6)]
@@ -67,6 +67,8 @@ class Client:
         for code in codes:
             while (line := await self._reader.readuntil(b"\r\n"))[3:4] == b"-":
                 pass
+            if line.startswith(b"421"):
+                raise ConnectionAbortedError("the server is going")
             assert line.startswith(code), line
 
     def say(self, data: bytes) -> None:
@@ -132,26 +134,51 @@ def stored(root: Path) -> Counter[tuple[int, str, bytes]]:
     return found
 
 
+async def load(server: Server, ledger: Ledger, end: Callable[[], object]) -> None:
+    """Send from many clients at once, until a random moment at which `end` is called."""
+    kinds = [many_in_a_connection] * (CLIENTS - 2) + [a_connection_for_each] * 2
+    clients = [asyncio.create_task(until_cut(kind, server.port("smtp"), ledger)) for kind in kinds]
+    await asyncio.sleep(random.uniform(0, LONGEST_ROUND))
+    await asyncio.to_thread(end)
+    async with asyncio.timeout(PATIENCE):
+        await asyncio.gather(*clients)
+
+
+def no_promise_is_broken(ledger: Ledger, found: Counter[tuple[int, str, bytes]]) -> None:
+    promised = {(sent.number, user, sent.digest) for sent in ledger.sent for user in sent.users if sent.acknowledged}
+    possible = {(sent.number, user, sent.digest) for sent in ledger.sent for user in sent.users}
+    assert not promised - found.keys(), "lost"
+    assert not found.keys() - possible, "damaged, or in a mailbox that it was not for"
+    assert {key: count for key, count in found.items() if count > 1} == {}, "more than once"
+
+
 @pytest.mark.soak
 @pytest.mark.slow
 async def test_every_acknowledged_message_is_there_whole_and_once(
     serve: Serve, directory: Path, soak_rounds: int
 ) -> None:
     ledger = Ledger()
-    kinds = [many_in_a_connection] * (CLIENTS - 2) + [a_connection_for_each] * 2
     for _ in range(soak_rounds):
         server = await asyncio.to_thread(serve)
-        clients = [asyncio.create_task(until_cut(kind, server.port("smtp"), ledger)) for kind in kinds]
-        await asyncio.sleep(random.uniform(0, LONGEST_ROUND))  # the moment to die
-        server.process.kill()
-        async with asyncio.timeout(PATIENCE):
-            await asyncio.gather(*clients)
+        await load(server, ledger, server.process.kill)
         server.process.wait()
+    acknowledged = sum(sent.acknowledged for sent in ledger.sent)
+    assert acknowledged > 10 * soak_rounds, "there was hardly any load"
+    assert len(ledger.sent) - acknowledged >= soak_rounds, "nothing was cut"
+    no_promise_is_broken(ledger, stored(directory / "mail"))
+
+
+async def test_orderly_stop_under_load_stores_what_it_acknowledged_and_nothing_else(
+    serve: Serve, directory: Path
+) -> None:
+    ledger = Ledger()
+    for _ in range(3):
+        server = await asyncio.to_thread(serve)
+        await load(server, ledger, server.stop)
+        assert server.process.returncode == 0
+        assert not server.events("our-fault")
     found = stored(directory / "mail")
-    promised = {(sent.number, user, sent.digest) for sent in ledger.sent for user in sent.users if sent.acknowledged}
-    possible = {(sent.number, user, sent.digest) for sent in ledger.sent for user in sent.users}
-    assert len(promised) > 10 * soak_rounds, "there was hardly any load"
-    assert len({sent.number for sent in ledger.sent if not sent.acknowledged}) >= soak_rounds, "nothing was cut"
-    assert not promised - found.keys(), "lost"
-    assert not found.keys() - possible, "damaged, or in a mailbox that it was not for"
-    assert {key: count for key, count in found.items() if count > 1} == {}, "more than once"
+    no_promise_is_broken(ledger, found)
+    acknowledged = {sent.number for sent in ledger.sent if sent.acknowledged}
+    assert acknowledged
+    assert {number for number, _, _ in found} == acknowledged
