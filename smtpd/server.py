@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from typing import Any
 
 from smtpd.config import Config
@@ -19,6 +20,7 @@ from smtpd.tls import Certificates
 from smtpd.wire import Connection, Gate
 
 _GOODBYE = 1.0  # seconds
+_GLANCE = 0.005  # seconds
 
 
 class Server:
@@ -143,6 +145,7 @@ class Server:
         self._is_stopped = True
         for listening in self._listening:
             listening.close()
+        self._listening.clear()
         await self._until_idle(self.config.drain_timeout, now=True)
         await self._until_closed()
         if self._watch is not None:
@@ -248,14 +251,11 @@ class Server:
             self.log.warning("still-busy", connections=self._limits.active)
 
     async def _until_closed(self) -> None:
-        """Let the transports see that they are closed, as long as their clients play along."""
-        listening, self._listening = self._listening, []
-        if listening:
-            closed = [asyncio.ensure_future(one.wait_closed()) for one in listening]
-            _, waiting = await asyncio.wait(closed, timeout=_GOODBYE)
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
+        """Let clients that play along see the end; their sockets are closed a moment after the conversation."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_GOODBYE):
+                while self._limits.active:  # noqa: ASYNC110 - asyncio and uvloop tell it in different ways
+                    await asyncio.sleep(_GLANCE)
 
     async def _retire(self, generation: Generation) -> None:
         """Stop an old generation when none of its conversations is left."""

@@ -7,6 +7,9 @@ import os
 import re
 import signal
 import smtplib
+import socket
+import ssl
+import threading
 from collections.abc import Callable, Coroutine
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -250,6 +253,68 @@ def test_stop_ends_connections_and_is_done_once(run: Callable[[Main], None]) -> 
         assert [(inbox.started, inbox.stopped) for inbox in made] == [(1, 1)]
 
     run(main)
+
+
+def test_server_with_tls_and_a_client_inside_leaves_nothing_behind(
+    run: Callable[[Main], None], certificates: Any
+) -> None:
+    listeners = {"smtp": {"address": "127.0.0.1:0", "mode": "smtp", "tls": "implicit"}}
+    tls = {"cert_file": certificates.cert_file, "key_file": certificates.key_file}
+
+    async def main() -> None:
+        trust = ssl.create_default_context(cafile=certificates.ca_file)
+        async with Server(simple_config(listeners=listeners, tls=tls), agents={"inbox": Inbox}) as server:
+            address = "127.0.0.1", server.port("smtp")
+            reader, writer = await asyncio.open_connection(*address, ssl=trust, server_hostname="mx.test")
+            assert (await reader.readline()).startswith(b"220 ")
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert (await reader.read()).startswith(b"421 ")
+        writer.close()
+        await writer.wait_closed()
+
+    run(main)
+
+
+def test_stop_waits_until_clients_see_the_end(run: Callable[[Main], None], certificates: Any) -> None:
+    listeners = {"smtp": {"address": "127.0.0.1:0", "mode": "smtp", "tls": "implicit"}}
+    tls = {"cert_file": certificates.cert_file, "key_file": certificates.key_file}
+    trust = ssl.create_default_context(cafile=certificates.ca_file)
+    greeted, heard = threading.Event(), []
+
+    def listen(port: int) -> None:
+        with (
+            socket.create_connection(("127.0.0.1", port), PATIENCE) as plain,
+            trust.wrap_socket(plain, server_hostname="mx.test") as client,
+            client.makefile("rb") as stream,
+        ):
+            heard.append(stream.readline())
+            greeted.set()
+            heard.extend(stream)
+
+    async def main() -> None:
+        async with Server(simple_config(listeners=listeners, tls=tls), agents={"inbox": Inbox}) as server:
+            client = threading.Thread(target=listen, args=(server.port("smtp"),))
+            client.start()
+            await asyncio.to_thread(greeted.wait, PATIENCE)
+        assert server.metrics.registry.get_sample_value("smtpd_connections_active", {"listener": "smtp"}) == 0
+        await asyncio.to_thread(client.join, PATIENCE)
+
+    run(main)
+    assert [line[:4] for line in heard] == [b"220 ", b"421 "]
+
+
+def test_own_log_is_opened_again_with_the_server(run: Callable[[Main], None], tmp_path: Path) -> None:
+    path = tmp_path / "log"
+
+    async def main() -> None:
+        config = simple_config(log={"to": f"file:{path}", "level": "info"})
+        server = Server(config, agents={"inbox": Inbox})
+        for _ in range(2):
+            async with server:
+                assert server.port("smtp")
+
+    run(main)
+    assert re.findall(r'"event":"(ready|stopped)"', path.read_text()) == ["ready", "stopped"] * 2
 
 
 def test_server_that_cannot_start_leaves_nothing_behind(run: Callable[[Main], None]) -> None:
