@@ -20,6 +20,7 @@ from smtpd.model import TlsInfo
 from smtpd.replies import Refused
 
 HIGH_WATER = 1 << 16  # unread octets at which the transport is told to pause
+_LOOK = 60.0  # seconds after which a timer looks at its deadline: below common timeouts, so it is not moved for them
 _HOLD = 1.0  # seconds that replies of a burst may wait for each other
 
 
@@ -341,15 +342,15 @@ class Channel:
             self._transport.resume_reading()
 
     def _arm(self) -> None:
-        """One timer per connection: it is moved only to an earlier time, and looks at the deadline when it fires."""
+        """One timer per connection: moved only to an earlier time, it looks at the deadline when it fires."""
         if not self._deadline:
             return
         if self._timer is not None:
             if self._timer_at <= self._deadline:
                 return
             self._timer.cancel()
-        self._timer_at = self._deadline
-        self._timer = self._loop.call_at(self._deadline, self._on_timer)
+        self._timer_at = min(self._deadline, self._loop.time() + _LOOK)
+        self._timer = self._loop.call_at(self._timer_at, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None

@@ -23,6 +23,8 @@ _PIECE = 1 << 18  # octets per read of spilled content
 
 _END = b"\r\n.\r\n"  # RFC 5321 §4.1.1.4: only this ends the data
 _GOOD_LINE_ENDS = (None, "\r\n")
+_DOT_LINE = b"\r\n."
+_FEW_DOTS = 64
 _ANY_LINE_END = re.compile(rb"\r\n|\r|\n")
 
 _WEIGHT = {
@@ -242,23 +244,47 @@ class DataReceiver(Receiver):
         tail = self._tail
         shift = start - len(tail)
         data = tail + (data[start:] if start else data)
-        end = data.find(_END)
+        decoded, end = _unstuff(data)
         if end >= 0:
-            self._decode(data[: end + 2])
+            self._take(decoded)
             self.complete = True
-            return end + len(_END) + shift
+            return end + shift
         keep = _partial_end(data)
         self._tail = data[len(data) - keep :] if keep else b""
-        self._decode(data[: len(data) - keep] if keep else data)
+        if keep:
+            decoded = decoded[: len(decoded) - keep + (keep >= 3)]  # from three octets on the dot has gone already
+        self._take(decoded)
         return -1
 
-    def _decode(self, data: bytes) -> None:
-        data = self._held + data.replace(b"\r\n.", b"\r\n") if self._held else data.replace(b"\r\n.", b"\r\n")
-        self._held = b""
+    def _take(self, data: bytes) -> None:
+        if self._held:
+            data, self._held = self._held + data, b""
         if self._first and data:
             self._first = False
             data = data[2:]
         self._store(data)
+
+
+def _unstuff(data: bytes) -> tuple[bytes, int]:
+    """Content without the first dot of its lines, and the index behind the end of data or -1.
+
+    One search for both; `replace` takes over where lines with dots are many.
+    """
+    parts: list[bytes] = []
+    start = 0
+    while (position := data.find(_DOT_LINE, start)) >= 0:
+        parts.append(data[start : position + 2])
+        start = position + 3
+        if data.startswith(b"\r\n", start):
+            return b"".join(parts), start + 2
+        if len(parts) == _FEW_DOTS:
+            end = data.find(_END, start)
+            parts.append(data[start : end + 2 if end >= 0 else None].replace(_DOT_LINE, b"\r\n"))
+            return b"".join(parts), end + len(_END) if end >= 0 else -1
+    if not parts:
+        return data, -1
+    parts.append(data[start:])
+    return b"".join(parts), -1
 
 
 class ChunkReceiver(Receiver):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Literal, TypeGuard
 
@@ -21,7 +22,7 @@ from smtpd.service import Service
 
 LAST_WORDS = 10.0  # seconds that a client which does not read may keep us from hanging up
 _TLS_RECORD = b"\x16"  # RFC 8446 §5.1: what a TLS client says first; no SMTP command starts like this
-_LOCAL_SOCKET = ip_address("127.0.0.1")
+_LOCAL_SOCKET = "127.0.0.1"
 
 
 class Gate:
@@ -84,8 +85,8 @@ class Connection(asyncio.Protocol):
         assert _is_transport(transport)
         self._transport = transport
         gate, service = self._gate, self._gate.service
-        ip, port = _address(transport, "peername")
-        text = str(ip)
+        text, port = _address(transport, "peername")
+        ip, text = _parsed(text)
         if refusal := gate.refusal(text):
             if service.switches.tls != "implicit":  # nobody could read it there
                 self.write(refusal.plain)
@@ -100,7 +101,7 @@ class Connection(asyncio.Protocol):
             ip=ip,
             ip_text=text,
             port=port,
-            local_ip=str(local_ip),
+            local_ip=local_ip,
             local_port=local_port,
             trusted=service.trusts(ip),
         )
@@ -228,12 +229,16 @@ def _is_transport(transport: asyncio.BaseTransport) -> TypeGuard[asyncio.Transpo
     return hasattr(transport, "write")  # uvloop's classes do not derive from asyncio's
 
 
-def _address(transport: asyncio.BaseTransport, which: Literal["peername", "sockname"]) -> tuple[IPAddress, int]:
+def _address(transport: asyncio.BaseTransport, which: Literal["peername", "sockname"]) -> tuple[str, int]:
     """Address and port of one end; 127.0.0.1 and 0 for a unix socket."""
     name = transport.get_extra_info(which)
-    if not isinstance(name, tuple):
-        return _LOCAL_SOCKET, 0
-    ip = ip_address(str(name[0]).partition("%")[0])
+    return (name[0], name[1]) if isinstance(name, tuple) else (_LOCAL_SOCKET, 0)
+
+
+@lru_cache(maxsize=1024)
+def _parsed(text: str) -> tuple[IPAddress, str]:
+    """The address without its zone, an IPv4 one as such, and its usual spelling."""
+    ip = ip_address(text.partition("%")[0])
     if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
         ip = ip.ipv4_mapped
-    return ip, int(name[1])
+    return ip, str(ip)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from smtpd import replies
+from smtpd import content, replies
 from smtpd.content import (
     MAX_HEAD,
     BareLineEnds,
@@ -90,6 +90,18 @@ def cut(data: bytes, places: Iterable[int]) -> Iterator[bytes]:
 @example(stream=b"a\r\n" + b"x" * (MAX_LINE - 2), mode="reject", places=[9])
 @example(stream=b"..\r\n\r\n..x\r\n.\r\n", mode="reject", places=[1, 2, 3])
 def test_data_is_the_same_however_it_is_cut(stream: bytes, mode: BareLineEnds, places: list[int]) -> None:
+    compare_data(stream, mode, places)
+
+
+@given(stream=octets, mode=modes, places=cuts, few=st.integers(1, 3))
+@example(stream=b"..\r\n..\r\n.x", mode="reject", places=[], few=1)
+def test_many_dots_are_taken_away_like_few(stream: bytes, mode: BareLineEnds, places: list[int], few: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(content, "_FEW_DOTS", few)
+        compare_data(stream, mode, places)
+
+
+def compare_data(stream: bytes, mode: BareLineEnds, places: list[int]) -> None:
     stream += b"\r\n.\r\nMAIL"
     end, wanted = expected_data(stream, mode)
     receiver = new(DataReceiver, mode)

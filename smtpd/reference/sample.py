@@ -178,7 +178,8 @@ def _filters() -> Iterator[_Section]:
         text = _first_paragraph(plugin)
         if first:
             text += " The options from `type` to `listeners` are those of every filter."
-        yield _Section(f"[smtpd.filters.{name}]", text, options, _FILTER_VALUES.get(name, {}), {**_EXAMPLES, "type": name})
+        active = _FILTER_VALUES.get(name, {})
+        yield _Section(f"[smtpd.filters.{name}]", text, options, active, {**_EXAMPLES, "type": name})
         first = False
 
 
