@@ -324,3 +324,20 @@ async def test_identical_input_gives_filters_the_same_by_data_and_by_bdat() -> N
         await (await server.ready()).say(b"DATA\r\n" + content.replace(b"\r\n.", b"\r\n..") + b".\r\n")
         await (await server.ready()).say(b"BDAT %d LAST\r\n%b" % (len(content), content))
     assert seen == [content, content]
+
+
+async def test_tls_that_is_not_there_now_is_neither_offered_nor_refused_for_good() -> None:
+    """RFC 3207 §4."""
+    async with Stage(listener={"tls": "starttls"}) as server:
+        talk = server.talk(can_start_tls=False)
+        assert b"STARTTLS" not in await talk.say(b"EHLO client.test\r\n")
+        assert await talk.say(b"STARTTLS\r\n") == b"454 4.7.0 TLS is not available now\r\n"
+
+
+async def test_full_spool_is_put_off() -> None:
+    """RFC 1870 §6.1, RFC 3463 X.3.1."""
+    async with Stage(tables={"spool": "/nowhere/at/all", "limits": {"content_in_memory": 10}}) as server:
+        talk = await server.ready()
+        await talk.say(b"DATA\r\n")
+        assert (await talk.say(CONTENT + b".\r\n")).startswith(b"452 4.3.1 ")
+        assert await talk.say(b"NOOP\r\n") == b"250 2.0.0 Ok\r\n"

@@ -14,8 +14,9 @@ from stage import Kept, Stage
 VARIANTS = [
     b"\n.\n", b"\n.\r\n", b"\r\n.\n", b"\r.\r", b"\r\n.\r", b"\n.\r", b"\r.\r\n", b"\r.\n", b"\n\n.\n\n",
     b"\r\r.\r\r", b"\r\r\n.\r\r\n", b"\n\r.\n\r", b"\n\r\n.\n", b"\r\n.\r\r\n", b"\r\n\n.\r\n", b"\r\n.\n\r\n",
-    b"\r\n\r.\r\n",    b"\r\n\0.\r\n", b"\r\n.\0\r\n", b"\r\n.\r\0\n", b"\r\0\n.\r\n", b"\0\r\n.\n", b"\r\n.\r\0", b"\n.\0\n",
-    b"\r\n\x20.\r\n",    b"\r\n.\x20\r\n", b"\r\n\x85.\x85", b"\xe2\x80\xa8.\xe2\x80\xa8", b"\x0b.\x0b", b"\x0c.\x0c",
+    b"\r\n\r.\r\n",
+    b"\r\n\0.\r\n", b"\r\n.\0\r\n", b"\r\n.\r\0\n", b"\r\0\n.\r\n", b"\0\r\n.\n", b"\r\n.\r\0", b"\n.\0\n",
+    b"\r\n\x20.\r\n", b"\r\n.\x20\r\n", b"\r\n\x85.\x85", b"\xe2\x80\xa8.\xe2\x80\xa8", b"\x0b.\x0b", b"\x0c.\x0c",
 ]  # fmt: skip
 HARMLESS = {v for v in VARIANTS if not re.search(rb"\r(?!\n)|(?<!\r)\n", v)}
 SMUGGLED = b"MAIL FROM:<evil@client.test>\r\nRCPT TO:<ann@example.test>\r\nDATA\r\nevil\r\n"

@@ -8,7 +8,7 @@ import re
 
 from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
-from stage import Stage
+from stage import ENVELOPE, Stage
 
 from smtpd.channel import HIGH_WATER
 from smtpd.memory import Talk
@@ -40,11 +40,11 @@ words = st.sampled_from([
 ])  # fmt: skip
 line = st.tuples(words | junk | st.tuples(words, junk).map(b" ".join), line_ends).map(b"".join)
 polite_message = st.sampled_from([
-    b"EHLO c.test\r\nMAIL FROM:<joe@client.test>\r\nRCPT TO:<ann@example.test>\r\nDATA\r\nFrom: a@b.test\r\n.\r\n",
-    b"EHLO c.test\r\nMAIL FROM:<joe@client.test>\r\nRCPT TO:<ann@example.test>\r\nBDAT 6\r\nQUIT\r\nBDAT 3 LAST\r\n.\r\n",
+    ENVELOPE + b"DATA\r\nFrom: a@b.test\r\n.\r\n",
+    ENVELOPE + b"BDAT 6\r\nQUIT\r\nBDAT 3 LAST\r\n.\r\n",
 ])  # fmt: skip
 streams = st.lists(line | polite_message, max_size=25).map(b"".join)
-polite = st.just(b"EHLO client.test\r\nMAIL FROM:<joe@client.test>\r\nRCPT TO:<ann@example.test>\r\n")
+polite = st.just(ENVELOPE)
 starts = st.sampled_from([b"", b"EHLO client.test\r\n"]) | polite | polite
 
 
