@@ -105,3 +105,8 @@ def test_classes_of_codes(code: int, positive: bool, temporary: bool, permanent:
 
 def test_ehlo_has_no_enhanced_codes() -> None:
     assert replies.ehlo("mx.test\nPIPELINING\nSIZE 100") == b"250-mx.test\r\n250-PIPELINING\r\n250 SIZE 100\r\n"
+
+
+def test_a_long_value_is_cut_and_says_so() -> None:
+    assert replies.clean("a" * 200) == "a" * 200
+    assert replies.clean("a" * 201) == "a" * 197 + "..."
