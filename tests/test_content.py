@@ -116,6 +116,20 @@ def compare_data(stream: bytes, mode: BareLineEnds, places: list[int]) -> None:
     assert result(receiver) == wanted
 
 
+@given(
+    lines=st.lists(st.sampled_from([b".", b"..", b"", b".x", b"x", b"x.", b". "]), min_size=55, max_size=80),
+    places=st.lists(st.integers(0, 300), max_size=4),
+)
+def test_many_dots_are_the_same_however_they_are_cut(lines: list[bytes], places: list[int]) -> None:
+    wanted = b"".join(line + b"\r\n" for line in lines)
+    stuffed = b"".join((b"." if line.startswith(b".") else b"") + line + b"\r\n" for line in lines)
+    receiver = DataReceiver(Content(ContentBudget(0), in_memory=1 << 20), max_size=0, max_line=100, bare="reject")
+    *pieces, last = cut(stuffed + b".\r\nMAIL", [place for place in places if place < len(stuffed)])
+    assert all(receiver.feed(piece) < 0 for piece in pieces)
+    assert receiver.feed(last) == len(last) - len(b"MAIL")
+    assert result(receiver) == wanted
+
+
 @given(stream=octets, mode=modes, before=st.binary(max_size=5))
 def test_data_may_start_inside_a_buffer(stream: bytes, mode: BareLineEnds, before: bytes) -> None:
     stream += b"\r\n.\r\n"
