@@ -23,8 +23,9 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Literal
 
-from delivery_agents.directories import Access, Box, Folders
+from delivery_agents.directories import MAX_OPEN, Access, Box, Folders
 from delivery_agents.quota import OverQuota, Quota
+from delivery_agents.syncing import Syncer
 from smtpd.model import Message
 
 MAX_BATCH = 256  # messages
@@ -62,8 +63,9 @@ class Job:
 class Committer:
     """The thread, and the way in and out of it."""
 
-    def __init__(self, host: str, *, sync: Sync, access: Access, quota: Quota | None) -> None:
+    def __init__(self, host: str, syncer: Syncer, *, sync: Sync, access: Access, quota: Quota | None) -> None:
         self._names = _Names(host)
+        self._syncer = syncer
         self._sync = sync
         self._access = access
         self._quota = quota
@@ -106,13 +108,15 @@ class Committer:
         return future
 
     def _run(self) -> None:
+        self._syncer.open()
         while batch := self._next_batch():
-            _Batch(batch, self._names, self._sync, self._access, self._quota).commit()
+            _Batch(batch, self._names, self._syncer, self._sync, self._access, self._quota).commit()
             try:
                 assert self._loop is not None
                 self._loop.call_soon_threadsafe(_answer, batch)
             except RuntimeError:  # the loop was closed without `stop`: nobody waits any more
-                return
+                break
+        self._syncer.close()
 
     def _next_batch(self) -> list[Job]:
         """Everything that waits, at most MAX_BATCH; empty at the end."""
@@ -141,11 +145,14 @@ def _answer(batch: list[Job]) -> None:
 class _Batch:
     """The five steps, each for all jobs; a job that fails is undone and takes no further part."""
 
-    __slots__ = ("_access", "_folders", "_jobs", "_names", "_quota", "_sync")
+    __slots__ = ("_access", "_folders", "_jobs", "_names", "_quota", "_sync", "_syncer")
 
-    def __init__(self, jobs: list[Job], names: _Names, sync: Sync, access: Access, quota: Quota | None) -> None:
+    def __init__(
+        self, jobs: list[Job], names: _Names, syncer: Syncer, sync: Sync, access: Access, quota: Quota | None
+    ) -> None:
         self._jobs = jobs
         self._names = names
+        self._syncer = syncer
         self._sync = sync
         self._access = access
         self._quota = quota
@@ -222,16 +229,16 @@ class _Batch:
             raise OSError(errno.EIO, "the message changed its size while it was stored")
 
     def _sync_files(self, jobs: list[Job]) -> None:
-        if len(jobs) > 1:  # start writing everywhere before waiting anywhere
-            for job in jobs:
-                for descriptor in job.descriptors:
-                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        self._each(jobs, self._sync_file)
-
-    def _sync_file(self, job: Job) -> None:
-        for descriptor in job.descriptors:
-            os.fsync(descriptor)
-        self._close(job)
+        files = [(job, descriptor) for job in jobs for descriptor in job.descriptors]
+        if len(files) > 1:  # start writing everywhere before waiting anywhere
+            for _, descriptor in files:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        failures = self._syncer.sync([descriptor for _, descriptor in files])
+        for (job, _), failure in zip(files, failures, strict=True):
+            if failure is not None:
+                self._fail(job, failure)
+        for job in jobs:
+            self._close(job)
 
     def _sync_filesystems(self, jobs: list[Job]) -> None:
         by_device: dict[int, list[Job]] = {}
@@ -260,12 +267,24 @@ class _Batch:
         for job in jobs:
             for box in job.boxes:
                 by_box.setdefault(box, []).append(job)
-        for box, box_jobs in by_box.items():
+        boxes = list(by_box)
+        for start in range(0, len(boxes), MAX_OPEN):
+            part = boxes[start : start + MAX_OPEN]
+            for box, failure in zip(part, self._sync_new(part), strict=True):
+                for job in by_box[box] if failure is not None else ():
+                    assert failure is not None
+                    self._fail(job, failure)
+
+    def _sync_new(self, boxes: list[Box]) -> list[OSError | None]:
+        """Sync new/ of each, at most MAX_OPEN: why one is not synced, in the same order."""
+        opened: list[int | OSError] = []
+        for box in boxes:
             try:
-                os.fsync(self._folders.open(box).new)
+                opened.append(self._folders.open(box).new)
             except OSError as error:
-                for job in box_jobs:
-                    self._fail(job, error)
+                opened.append(error)
+        failures = iter(self._syncer.sync([each for each in opened if isinstance(each, int)]))
+        return [next(failures) if isinstance(each, int) else each for each in opened]
 
     def _count(self, job: Job) -> None:
         assert self._quota is not None

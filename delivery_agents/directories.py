@@ -47,7 +47,7 @@ class Folder(NamedTuple):
 
 
 class Folders:
-    """The directories of one batch, opened when needed; the oldest are closed when there are too many."""
+    """The directories of one batch, opened when needed; those used longest ago are closed when there are too many."""
 
     __slots__ = ("_access", "_open")
 
@@ -56,12 +56,13 @@ class Folders:
         self._open: dict[Box, Folder] = {}
 
     def open(self, box: Box) -> Folder:
-        """The folder's directories, made if missing and allowed; they may be closed at the next but one `open`."""
-        folder = self._open.get(box)
+        """The folder's directories, made if missing and allowed; they stay open until MAX_OPEN others are asked for."""
+        folder = self._open.pop(box, None)
         if folder is None:
             while len(self._open) >= MAX_OPEN:
                 self._close(self._open.pop(next(iter(self._open))))
-            folder = self._open[box] = self._find(box)
+            folder = self._find(box)
+        self._open[box] = folder  # the last one to be closed
         return folder
 
     def close(self) -> None:

@@ -33,6 +33,7 @@ from delivery_agents.committer import Committer
 from delivery_agents.directories import GROUP, OWNER, Box, make_directory
 from delivery_agents.mailboxes import KnownRecipients, Layout, RecipientFile, check_template
 from delivery_agents.quota import OverQuota, Quota
+from delivery_agents.syncing import Syncer
 from smtpd import replies, trace
 from smtpd.addresses import Address, AddressError, parse_address
 from smtpd.delivery import DeliveryAgent
@@ -111,7 +112,10 @@ class Maildir(DeliveryAgent):
         self._folders = {label: "." + folder.replace("/", ".") for label, folder in options.folders.items()}
         self._quota = Quota(options.quota) if options.quota else None
         self._access = GROUP if options.access == "group" else OWNER
-        self._committer = Committer(services.hostname, sync=options.fsync, access=self._access, quota=self._quota)
+        syncer = Syncer(self._layout.root)
+        self._committer = Committer(
+            services.hostname, syncer, sync=options.fsync, access=self._access, quota=self._quota
+        )
         self.asks = options.recipients != "any" or self._quota is not None
 
     async def start(self) -> None:

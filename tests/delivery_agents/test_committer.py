@@ -1,6 +1,7 @@
 import asyncio
 import errno
 import os
+import platform
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -158,6 +159,7 @@ async def test_failing_disk_is_temporary_and_leaves_nothing(
 async def test_failure_at_the_second_mailbox_takes_it_out_of_the_first(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "unknown")  # so that files are synced one by one
     agent = await start()
     await deliver(agent, "bob@example.com", "eve@example.com")
     genuine: Callable[..., None] = getattr(os, failing)
@@ -248,6 +250,7 @@ async def test_stop_finishes_what_was_handed_over_and_takes_nothing_more(start: 
 async def test_answer_comes_after_the_file_is_synced_and_moved_and_its_directory_synced(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "unknown")
     agent = await start()
     await deliver(agent, "bob@example.com")
     steps: list[str] = []
