@@ -273,7 +273,7 @@ class Channel:
     def feed_eof(self) -> None:
         """The client will send nothing more."""
         self._eof = True
-        if self._waiting:
+        if self._waiting and not (self._blocked and self.pending):
             self._advance(Disconnected())
         elif self._task is not None and not self._finishing and self.vanished:
             self._task.cancel()
@@ -294,6 +294,8 @@ class Channel:
             return
         if self.pending:
             self._advance()
+        elif self._eof:
+            self._advance(Disconnected())
         else:
             self._resume()
 
@@ -324,6 +326,10 @@ class Channel:
         except StopIteration:
             self._end()
             return
+        except BaseException:  # the conversation itself broke; the event loop's handler reports it
+            self._end()
+            self._transport.abort()
+            raise
         if wanted is _INPUT:
             self.flush()
             self._arm()

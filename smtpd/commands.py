@@ -24,7 +24,7 @@ MAX_AUTH_LINE = 12288
 """Octets of an AUTH line and of each line of its exchange, CRLF included (RFC 4954 §4)."""
 
 REMEMBERED = 2048
-"""MAIL and RCPT lines whose meaning is remembered: the same senders and recipients come again and again."""
+"""Lines whose meaning is remembered: the same senders and recipients come again and again."""
 
 _LIMITS = {b"MAIL": MAX_MAIL_LINE, b"AUTH": MAX_AUTH_LINE}
 _EXTENSION_OF = {"SIZE": "SIZE", "BODY": "8BITMIME", "SMTPUTF8": "SMTPUTF8", "AUTH": "AUTH", "PRDR": "PRDR"}
@@ -97,6 +97,12 @@ def split(line: bytes) -> tuple[str, bytes]:
     Trailing spaces and tabs go (RFC 5321 §4.1.1 tolerates white space before the CRLF). Octets beyond
     printable ASCII are refused, save UTF-8 in the argument of MAIL, RCPT and VRFY.
     """
+    # A password is nothing to remember.
+    return _split(line) if line[:1] not in b"Aa" else _split.__wrapped__(line)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _split(line: bytes) -> tuple[str, bytes]:
     line = line.rstrip(b" \t")
     verb, _, argument = line.partition(b" ")
     verb = verb.upper()

@@ -60,8 +60,11 @@ class Conversation(Answering):
             self.account.secured(self.session.tls)
         if not service.policy.connect.idle and (reply := await self.channel.run(service.policy.connect(self.session))):
             self.account.refused(reply, "CONNECT")
-            self._say(replies.NO_SERVICE(hostname=service.config.hostname) if reply.is_permanent else reply)
-            self.is_welcome, self.is_over = False, not reply.is_permanent
+            if reply.is_temporary:
+                self._leave(replies.NO_SERVICE_NOW)
+            else:
+                self._say(replies.NO_SERVICE(hostname=service.config.hostname))
+            self.is_welcome = False
             return
         if service.greet_delay:
             await self.channel.listen(service.greet_delay)
@@ -211,7 +214,7 @@ class Conversation(Answering):
         mail, policy = in_flight.mail, self.service.policy
         if mail.smtputf8 and not self.service.agents[recipient.agent].carries_utf8:
             return replies.CANNOT_CARRY_UTF8(address=recipient.address)
-        if any(recipient.address.text == known.address.text for known in mail.recipients):
+        if mail.recipients and any(recipient.address.text == known.address.text for known in mail.recipients):
             return None
         if not policy.recipient.idle and (reply := await self.channel.run(policy.recipient(mail, recipient))):
             return reply

@@ -137,7 +137,7 @@ class Deliveries:
         recipients = self._mail.recipients
         opened, self._opened = self._opened, None
         name = recipients[0].agent if recipients else ""
-        if opened is None and all(recipient.agent == name for recipient in recipients):
+        if opened is None and (len(recipients) == 1 or all(recipient.agent == name for recipient in recipients)):
             # The transaction holds this agent's recipients and no others: no view needed.
             return await self._hand_over(name, None, self._mail, message) if recipients else {}
         shares = self._share(opened or {})

@@ -119,6 +119,7 @@ class Refused(Exception):  # noqa: N818 - it is an answer, not an error
 GREETING = Reply("greeting", 220, "", "{hostname} ESMTP")
 GREETING_LMTP = Reply("greeting", 220, "", "{hostname} LMTP")
 NO_SERVICE = Reply("no-service", 554, "", "{hostname} No SMTP service here for this address")
+NO_SERVICE_NOW = Reply("no-service-now", 421, "4.7.0", "{hostname} No SMTP service here for this address now")
 NO_SERVICE_COMMAND = Reply("no-service-command", 503, "5.5.1", "Only QUIT is answered on this connection")
 BYE = Reply("bye", 221, "2.0.0", "Bye")
 SHUTTING_DOWN = Reply("shutting-down", 421, "4.3.2", "{hostname} is shutting down, please try again later")
@@ -186,6 +187,7 @@ AUTH_BACKEND_DOWN = Reply("auth-backend-down", 454, "4.7.0", "Logins cannot be c
 
 # Routing and recipients (RFC 3463 X.1.X, X.2.X)
 RELAY_DENIED = Reply("relay-denied", 550, "5.7.1", "Not a recipient here, and relaying needs a login: {address}")
+NO_RELAY = Reply("no-relay", 550, "5.7.1", "This server does not send mail to other domains: {address}")
 NULL_SENDER_ONE_RECIPIENT = Reply(
     "null-sender-one-recipient", 550, "5.7.1", "A message from <> has one recipient"
 )

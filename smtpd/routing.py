@@ -73,7 +73,7 @@ class Router:
         if key is None:
             if authenticated and self._relay is not None and address.domain:
                 return Recipient(address, self._relay)
-            return replies.RELAY_DENIED(address=address)
+            return (replies.NO_RELAY if authenticated else replies.RELAY_DENIED)(address=address)
         value = self._look_up(address, key) if self._mapped else None
         if value is None and _SOURCE_ROUTE.search(address.local):
             return replies.RELAY_DENIED(address=address)

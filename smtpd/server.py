@@ -16,7 +16,7 @@ from smtpd.limits import ConnectionLimits, ContentBudget
 from smtpd.log import Log
 from smtpd.metrics import Metrics, Slots
 from smtpd.sockets import BACKLOG, Inherited, bind, describe
-from smtpd.tls import Certificates
+from smtpd.tls import Certificates, TlsError
 from smtpd.wire import Connection, Gate
 
 _GOODBYE = 1.0  # seconds
@@ -59,12 +59,13 @@ class Server:
         self._certificates: Certificates | None = None
         self._generation: Generation | None = None
         self._gates: dict[str, Gate] = {}
-        self._listening: list[asyncio.Server] = []
+        self._listening: dict[str, list[asyncio.Server]] = {}
         self._exporter: Exporter | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._watch: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
         self._is_stopped = False
+        self._was_ready = False
 
     async def __aenter__(self) -> Server:
         await self.start()
@@ -116,6 +117,7 @@ class Server:
         except BaseException:
             await self.stop()
             raise
+        self._was_ready = True
         self.log.info("ready", hostname=self.config.hostname, pid=os.getpid())
 
     async def serve(self) -> None:
@@ -133,8 +135,7 @@ class Server:
         self.log.info("draining", connections=self._limits.active)
         if self._exporter is not None:
             self._exporter.draining = True
-        for listening in self._listening:
-            listening.close()
+        self._close_listeners(*self._listening)
         await self._until_idle(self.config.drain_timeout, now=False)
         await self._until_idle(1.0, now=True)
 
@@ -143,9 +144,7 @@ class Server:
         if self._is_stopped:
             return
         self._is_stopped = True
-        for listening in self._listening:
-            listening.close()
-        self._listening.clear()
+        self._close_listeners(*self._listening)
         await self._until_idle(self.config.drain_timeout, now=True)
         await self._until_closed()
         if self._watch is not None:
@@ -164,21 +163,33 @@ class Server:
             for listening_socket in opened:
                 listening_socket.close()
         self._sockets.clear()
-        self.log.info("stopped")
+        if self._was_ready:
+            self.log.info("stopped")
+        self._was_ready = False
         if self._owns_log:
             self.log.close()
 
     async def reload(self, config: Config) -> None:
-        """Use another configuration for new sessions; when that raises, the old one stays in force."""
+        """Use another configuration for new sessions; when that raises, the old one stays in force.
+
+        Listeners that are gone are closed; new ones and other addresses need a restart, and are logged.
+        """
         check(config, self._own)
         old, options = self._generation, config.tls
-        if self._certificates is not None and options is not None and options.cert_file:
-            self._certificates.configure(options)
         generation = self._make(config)
         await generation.start()
-        for name, gate in self._gates.items():
-            if name in generation.services:
-                gate.service = generation.services[name]
+        try:
+            if self._certificates is not None and options is not None and options.cert_file:
+                self._certificates.configure(options)
+        except TlsError:
+            await generation.stop()
+            raise
+        self._close_listeners(*(self._listening.keys() - generation.services.keys()))
+        for name, service in generation.services.items():
+            if name in self._gates:
+                self._gates[name].service = service
+            if name not in self._gates or config.listeners[name].address != self.config.listeners[name].address:
+                self.log.warning("restart-needed", listener=name, problem="it listens only after a restart")
         self._limits.total = config.limits.connections
         self._limits.per_ip = config.limits.connections_per_ip
         self._budget.limit = config.limits.memory_for_content
@@ -226,9 +237,15 @@ class Server:
             for opened in self._sockets[name]:
                 kind = loop.create_unix_server if opened.family == socket.AF_UNIX else loop.create_server
                 factory = _connection_factory(gate, loop)
-                self._listening.append(await kind(factory, sock=opened, backlog=BACKLOG))
+                self._listening.setdefault(name, []).append(await kind(factory, sock=opened, backlog=BACKLOG))
                 mode = self.config.listeners[name].mode
                 self.log.info("listening", listener=name, address=describe(opened), mode=mode)
+
+    def _close_listeners(self, *names: str) -> None:
+        for name in names:
+            for listening in self._listening.pop(name, ()):
+                listening.close()
+            self._gates[name].is_draining = True
 
     async def _until_idle(self, seconds: float, *, now: bool) -> None:
         channels = [channel for gate in self._gates.values() for channel in gate.channels]

@@ -65,7 +65,12 @@ def _bind_tcp(host: str, port: int) -> list[socket.socket]:
         if family == socket.AF_INET6:
             listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listening.setblocking(False)
-        listening.bind(address)
+        try:
+            listening.bind(address)
+        except OSError:
+            for opened in sockets:
+                opened.close()
+            raise
     return sockets
 
 
