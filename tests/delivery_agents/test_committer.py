@@ -3,13 +3,16 @@ import errno
 import os
 import platform
 import re
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from delivery_agents.committer import MAX_BATCH
+from delivery_agents.committer import MAX_BATCH, Committer
+from delivery_agents.directories import MAX_OPEN, OWNER, Box
+from delivery_agents.syncing import Syncer
 from smtpd import replies
 from smtpd.content import Content
 from smtpd.limits import ContentBudget
@@ -270,3 +273,85 @@ async def test_answer_comes_after_the_file_is_synced_and_moved_and_its_directory
         watch(name)
     await deliver(agent, "bob@example.com")
     assert steps == ["writev", "fsync", "rename", "fsync new"]
+
+
+class WatchedSyncer(Syncer):
+    """Waits with the first batch until everything is handed over; notes what is synced, and lets some of it fail."""
+
+    def __init__(self, root: Path, *broken: str) -> None:
+        super().__init__(str(root))
+        self.handed_over = threading.Event()
+        self.calls: list[tuple[list[str], int, int]] = []
+        """What was synced (the ends of the paths), and how many messages were in tmp/ and in new/ then."""
+        self.waiting: list[asyncio.Future[Exception | None]] = []
+        self._root = root
+        self._broken = broken
+
+    def open(self) -> None:
+        super().open()
+        self.handed_over.wait()
+
+    def sync(self, descriptors: Sequence[int]) -> list[OSError | None]:
+        paths = [os.readlink(f"/proc/self/fd/{descriptor}") for descriptor in descriptors]
+        results = super().sync(descriptors)
+        assert not any(future.done() for future in self.waiting)
+        self.calls.append((paths, len(stored(self._root, "tmp")), len(stored(self._root))))
+        return [
+            OSError(errno.EIO, "broken") if any(name in path for name in self._broken) else result
+            for path, result in zip(paths, results, strict=True)
+        ]
+
+
+async def store(root: Path, syncer: WatchedSyncer, *addressed: str) -> list[Exception | None]:
+    """Store one message for each item, in one batch; several mailboxes have commas between them."""
+    committer = Committer("mx.test", syncer, sync="file", access=OWNER, quota=None)
+    committer.start()
+    for names in addressed:
+        boxes = [Box(str(root / name), "", create=True) for name in names.split(",")]
+        syncer.waiting.append(committer.store(b"", message(f"Subject: {names}\r\n\r\n".encode()), boxes))
+    syncer.handed_over.set()
+    await committer.stop()
+    return await asyncio.gather(*syncer.waiting)
+
+
+async def test_batch_is_synced_in_two_steps_and_answered_behind_them(tmp_path: Path) -> None:
+    syncer = WatchedSyncer(tmp_path)
+    assert await store(tmp_path, syncer, "bob", "eve", "bob", "bob,carl") == [None] * 4
+    (files, *first), (directories, *second) = syncer.calls
+    assert [re.sub(r"[^/]*$", "", path) for path in files] == [
+        f"{tmp_path}/{n}/tmp/" for n in ("bob", "eve", "bob", "bob")
+    ]
+    assert first == [5, 0]
+    assert directories == [f"{tmp_path}/{name}/new" for name in ("bob", "eve", "carl")]
+    assert second == [0, 5]
+
+
+async def test_directories_are_synced_in_parts_when_they_are_too_many_to_be_open(tmp_path: Path) -> None:
+    syncer = WatchedSyncer(tmp_path, "user7/new", f"user{MAX_OPEN + 1}/new")
+    users = [f"user{number}" for number in range(MAX_OPEN + 2)]
+    # Those of the first are used again at the end, which changes the order in which they would be closed.
+    results = await store(tmp_path, syncer, *users, *users[:3])
+    assert [number for number, failure in enumerate(results) if failure is not None] == [7, MAX_OPEN + 1]
+    assert [len(paths) for paths, *_ in syncer.calls] == [MAX_OPEN + 5, MAX_OPEN, 2]
+    assert [path for paths, *_ in syncer.calls[1:] for path in paths] == [f"{tmp_path}/{user}/new" for user in users]
+    assert len(stored(tmp_path)) == len(results) - 2
+
+
+async def test_file_that_cannot_be_synced_fails_only_its_own_message(tmp_path: Path) -> None:
+    syncer = WatchedSyncer(tmp_path, "eve/tmp")
+    bob, eve, both, carl = await store(tmp_path, syncer, "bob", "eve,fay", "bob,eve", "carl")
+    assert (bob, both, carl) == (None, None, None)
+    assert isinstance(eve, OSError)
+    assert eve.errno == errno.EIO
+    assert not stored(tmp_path / "fay")
+    assert not stored(tmp_path, "tmp")
+
+
+async def test_directory_that_cannot_be_synced_fails_the_messages_that_went_into_it(tmp_path: Path) -> None:
+    syncer = WatchedSyncer(tmp_path, "eve/new")
+    bob, eve, both, carl = await store(tmp_path, syncer, "bob", "eve", "bob,eve", "carl")
+    assert (bob, carl) == (None, None)
+    assert isinstance(eve, OSError)
+    assert isinstance(both, OSError)
+    assert [path.read_bytes()[-8:-4] for path in stored(tmp_path)] == [b" bob", b"carl"]
+    assert not stored(tmp_path, "tmp")

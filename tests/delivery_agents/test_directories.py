@@ -1,0 +1,26 @@
+import os
+from pathlib import Path
+
+from delivery_agents.directories import MAX_OPEN, OWNER, Box, Folders
+
+
+def test_folder_stays_open_while_fewer_others_than_may_be_open_are_asked_for(tmp_path: Path) -> None:
+    boxes = [Box(str(tmp_path / str(number)), "", create=True) for number in range(MAX_OPEN + 1)]
+    folders = Folders(OWNER)
+    for box in boxes[:MAX_OPEN]:
+        folders.open(box)
+    first = folders.open(boxes[0])
+    folders.open(boxes[-1])
+    assert folders.open(boxes[0]) is first
+    assert os.path.samestat(os.fstat(first.new), os.stat(tmp_path / "0/new"))
+    folders.close()
+
+
+def test_folders_used_longest_ago_are_closed_when_there_are_too_many(tmp_path: Path) -> None:
+    before = len(os.listdir("/dev/fd"))
+    folders = Folders(OWNER)
+    for number in range(MAX_OPEN + 20):
+        folders.open(Box(str(tmp_path / str(number)), "", create=True))
+    assert len(os.listdir("/dev/fd")) == before + 2 * MAX_OPEN
+    folders.close()
+    assert len(os.listdir("/dev/fd")) == before
