@@ -6,7 +6,7 @@ for eyes. Whatever a client sends is escaped to printable ASCII, so it can never
 - Passwords, tokens and the like are written as "***", bytes only by their number.
 - With `privacy` the local parts of addresses, logins and HELO names are written as a keyed hash: equal
   ones stay recognisable within one run, the people behind them do not.
-- Lines are written once per turn of the event loop (see `sinks.py` for what a crash can lose).
+- Lines are written together, errors at once, others within 10 ms (see `sinks.py` for what a crash can lose).
 """
 
 from __future__ import annotations
@@ -119,11 +119,12 @@ class Log:
             self._output.add(self._lines.line("warning", event, fields, exception))
 
     def error(self, event: str, /, *, exception: BaseException | None = None, **fields: object) -> None:
-        """Something is broken; `exception` brings its traceback."""
+        """Something is broken; `exception` brings its traceback. Written at once."""
         self._output.add(self._lines.line("error", event, fields, exception))
+        self._output.flush()
 
     def flush(self) -> None:
-        """Write what has been collected in this turn."""
+        """Write what has been collected."""
         self._output.flush()
 
     def reopen(self) -> None:

@@ -1,7 +1,7 @@
 """Where log lines go: a stream, a file or syslog, written in batches, and never in the server's way.
 
-Lines of one turn of the event loop leave in one write at its end, so a killed process (SIGKILL,
-power) loses the lines of its current turn at most. A reader that stalls or is gone makes lines wait,
+Lines leave in one write with those of the next `FLUSH_AFTER` seconds, so a killed process (SIGKILL,
+power) loses that much at most; errors are written at once. A reader that stalls or is gone makes lines wait,
 up to `MAX_BACKLOG`; later ones are dropped, counted, and reported when there is room again.
 """
 
@@ -21,7 +21,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 MAX_BACKLOG = 1 << 20  # bytes
-MAX_LINES = 512  # of one batch; more are written before the turn ends
+FLUSH_AFTER = 0.01  # seconds; a write for every line costs as much as making it
+MAX_LINES = 512  # of one batch; more are written at once
 MAX_DATAGRAM = 8192  # bytes; what rsyslog keeps of a message by default
 RETRY_SECONDS = 0.1
 LOOK_SECONDS = 1.0
@@ -76,7 +77,7 @@ class Output:
         self._stalled: asyncio.AbstractEventLoop | None = None
 
     def add(self, line: str) -> None:
-        """Write an ASCII line with its line end: at the end of the loop's turn, at once without a loop."""
+        """Write an ASCII line with its line end: `FLUSH_AFTER` seconds later with others, at once without a loop."""
         lines = self._lines
         lines.append(line)
         try:
@@ -86,7 +87,7 @@ class Output:
             return
         if self._loop is not loop:
             self._loop = loop
-            loop.call_soon(self.flush)
+            loop.call_later(FLUSH_AFTER, self.flush)
         elif len(lines) >= MAX_LINES:
             self.flush()
 

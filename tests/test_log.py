@@ -11,6 +11,7 @@ from hypothesis import strategies as some
 from pydantic import SecretStr
 
 from smtpd.log import Level, Log
+from smtpd.sinks import FLUSH_AFTER
 
 
 @dataclass(frozen=True)
@@ -216,17 +217,24 @@ def test_without_privacy_addresses_are_readable(memory: Memory) -> None:
     assert memory.lines[0]["sender"] == "anna@example.org"
 
 
-async def test_lines_of_one_turn_leave_in_one_write(memory: Memory) -> None:
+async def test_lines_close_together_leave_in_one_write(memory: Memory) -> None:
     log = make(memory)
     for number in range(10):
         log.info("line", number=number)
     assert memory.writes == []
-    await asyncio.sleep(0)
+    await asyncio.sleep(2 * FLUSH_AFTER)
     assert len(memory.writes) == 1
     assert [line["number"] for line in memory.lines] == list(range(10))
     log.info("later")
-    await asyncio.sleep(0)
+    await asyncio.sleep(2 * FLUSH_AFTER)
     assert len(memory.writes) == 2
+
+
+async def test_an_error_is_written_at_once_with_what_waited(memory: Memory) -> None:
+    log = make(memory)
+    log.info("one")
+    log.error("two")
+    assert [line["event"] for line in memory.lines] == ["one", "two"]
 
 
 def test_without_a_loop_lines_are_written_at_once(memory: Memory) -> None:
@@ -271,6 +279,7 @@ def test_a_loop_that_ended_early_does_not_hold_lines_back(memory: Memory) -> Non
 
 async def _log_two(log: Log) -> None:
     log.info("two")
+    log.close()
 
 
 def test_warnings_of_the_standard_library_come_here_only_while_captured(memory: Memory) -> None:

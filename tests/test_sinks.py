@@ -105,10 +105,11 @@ def test_a_broken_sink_never_raises_and_is_complained_about_once(
 
 async def test_a_stalled_sink_is_tried_again_by_itself(quiet: Complaints, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sinks, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(sinks, "FLUSH_AFTER", 0)
     sink = Reluctant(2)
     output = Output(sink, quiet, lost)
     output.add("line\n")
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.001)
     assert sink.data == b"li"
     sink.room = 100
     async with asyncio.timeout(5):
