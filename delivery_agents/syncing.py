@@ -213,18 +213,18 @@ class _Together:
                     results[number] = _failure(event.result)
 
     def _wait(self, count: int, deadline: float) -> int:
-        """Wait for `count` events; how many there are, which may be fewer after a signal."""
-        wanted, found = ctypes.c_long(count), -1
-        while found < 0 and (left := deadline - time.monotonic()) > 0:
+        """Wait for `count` events; how many there are, which may be fewer or none after a signal."""
+        left, wanted = deadline - time.monotonic(), ctypes.c_long(count)
+        if left > 0:
             limit = _Time(int(left), int(left % 1 * 1e9))
             try:
                 found = self._system_call(
                     self._numbers.getevents, self._context, wanted, wanted, self._events, ctypes.byref(limit)
                 )
             except InterruptedError:
-                continue
-        if found > 0:
-            return found
+                found = -1
+            if found:
+                return max(found, 0)
         raise TimeoutError(errno.ETIMEDOUT, "the kernel does not say whether a file was synced")
 
 
