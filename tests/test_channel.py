@@ -92,6 +92,29 @@ async def test_a_client_that_does_not_read_is_not_read(line: Line) -> None:
     assert not line.channel.pending
 
 
+@pytest.mark.parametrize("half_closed", [False, True])
+async def test_a_burst_of_commands_stops_when_its_replies_are_not_read(half_closed: bool) -> None:
+    """Replies can be many times as long as commands: they must not pile up until a whole burst is done."""
+    line = Line()
+    line.start(line.echo())
+    send = line.transport.write
+
+    def block_when_sent(data: bytes) -> None:
+        send(data)
+        line.channel.blocked(True)
+
+    line.transport.write = block_when_sent  # type: ignore[method-assign]
+    line.channel.feed(b"NOOP\r\n" * 10_000)
+    assert len(line.read) < 1000
+    if half_closed:
+        line.channel.feed(b"QUIT\r\n")
+        line.channel.feed_eof()
+    while line.end is None and line.channel.pending:
+        line.channel.blocked(False)
+    assert len(line.read) == 10_000 + half_closed
+    assert max(map(len, line.transport.writes)) < HIGH_WATER
+
+
 async def test_octets_wait_while_something_runs(line: Line) -> None:
     go_on = asyncio.Event()
 
