@@ -22,6 +22,7 @@ from smtpd.replies import Refused
 HIGH_WATER = 1 << 16  # unread octets at which the transport is told to pause
 _LOOK = 60.0  # seconds after which a timer looks at its deadline: below common timeouts, so it is not moved for them
 _HOLD = 1.0  # seconds that replies of a burst may wait for each other
+_BURST = 200  # replies that wait for each other: who sends many commands and reads nothing must not fill our memory
 
 
 class Ended(Exception):  # noqa: N818 - an event, not an error
@@ -135,10 +136,12 @@ class Channel:
         """
         if idle and self._draining:
             raise Draining
+        if len(self._out) > _BURST:
+            self.flush()
         end = self._data.find(b"\r\n", self._position)
-        if end < 0:
+        if end < 0 or self._blocked:
             self._deadline = self._loop.time() + timeout if timeout else 0.0
-        while end < 0:
+        while end < 0 or self._blocked:
             await self._input(idle)
             end = self._data.find(b"\r\n", self._position)
             unread = len(self._data) - self._position
@@ -241,7 +244,7 @@ class Channel:
 
     @coroutine
     def _input(self, idle: bool) -> Generator[object, None, None]:
-        if self._lost or self._eof:
+        if self._lost or (self._eof and not (self._blocked and self.pending)):
             raise Disconnected
         self._idle = idle
         self._waiting = True
