@@ -69,7 +69,7 @@ class Gate:
 class Connection(asyncio.Protocol):
     """One client. Feeds its channel, and is the transport of that channel."""
 
-    __slots__ = ("_channel", "_gate", "_ip", "_is_blocked", "_is_new", "_loop", "_transport")
+    __slots__ = ("_channel", "_gate", "_hang_up", "_ip", "_is_new", "_loop", "_transport")
 
     def __init__(self, gate: Gate, loop: asyncio.AbstractEventLoop) -> None:
         self._gate = gate
@@ -78,7 +78,7 @@ class Connection(asyncio.Protocol):
         self._channel: Channel | None = None
         self._ip: str | None = None
         self._is_new = True
-        self._is_blocked = False
+        self._hang_up: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Admit or refuse, then start the conversation."""
@@ -88,9 +88,7 @@ class Connection(asyncio.Protocol):
         text, port = _address(transport, "peername")
         ip, text = _parsed(text)
         if refusal := gate.refusal(text):
-            if service.switches.tls != "implicit":  # nobody could read it there
-                self.write(refusal.plain)
-            transport.close()
+            self._turn_away(refusal, text)
             return
         self._ip = text
         service.meters.connected(text)
@@ -109,6 +107,15 @@ class Connection(asyncio.Protocol):
         channel.on_finished = self._finished
         gate.channels[channel] = service
         channel.start(Conversation(channel, session, service).run())
+
+    def _turn_away(self, refusal: Reply, ip: str) -> None:
+        service, trace = self._gate.service, new_id()
+        if service.switches.tls != "implicit":  # nobody could read it there
+            self.write(refusal.encode(trace, service.texts))
+        service.log.info(
+            "refused", listener=service.listener, ip=ip, trace=trace, at="CONNECT", reply=str(refusal), reason=refusal.key
+        )
+        self.close()
 
     def data_received(self, data: bytes) -> None:
         """Octets came, decrypted."""
@@ -132,19 +139,19 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The socket is gone."""
+        if self._hang_up is not None:
+            self._hang_up.cancel()
         self._release()
         if self._channel is not None:
             self._channel.lost()
 
     def pause_writing(self) -> None:
         """The client does not read."""
-        self._is_blocked = True
         if self._channel is not None:
             self._channel.blocked(True)
 
     def resume_writing(self) -> None:
         """The client reads again."""
-        self._is_blocked = False
         if self._channel is not None:
             self._channel.blocked(False)
 
@@ -170,8 +177,8 @@ class Connection(asyncio.Protocol):
         if self._transport is None:
             return
         self._transport.close()
-        if self._is_blocked:
-            self._loop.call_later(LAST_WORDS, self._transport.abort)
+        if self._transport.get_write_buffer_size():  # a client that reads no more would keep its place for ever
+            self._hang_up = self._loop.call_later(LAST_WORDS, self._transport.abort)
 
     def abort(self) -> None:
         """See channel.Transport."""

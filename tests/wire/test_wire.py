@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from stage import CONTENT, ENVELOPE, GREETING, Stage, codes
 
-from smtpd import replies
+from smtpd import replies, wire
 from smtpd.model import Message, Transaction
 from smtpd.replies import Reply
 
@@ -86,7 +86,10 @@ async def test_connections_over_the_limit_are_put_off(limit: str, reply: bytes) 
         async with client(server) as first, client(server) as second:
             assert await first.hear() == await second.hear() == GREETING
             async with client(server) as third:
-                assert (await third.rest()).startswith(reply)
+                said = await third.rest()
+                assert said.startswith(reply)
+        (line,) = server.events("refused")
+        assert said.decode().endswith(f" [{line['trace']}]\r\n"), "every 421 can be found in the log"
         await settled(server)
         async with client(server) as again:
             assert await again.hear() == GREETING
@@ -232,6 +235,42 @@ async def test_client_that_never_reads_is_not_read_for_ever() -> None:
             assert sent < 64 << 20, "it is read, and so the answers pile up"
         deaf.close()
         await settled(server)
+
+
+class Deaf(asyncio.Transport):
+    """Something is always left to send."""
+
+    def __init__(self) -> None:
+        super().__init__({"peername": ("192.0.2.1", 1234), "sockname": ("192.0.2.2", 25)})
+        self.aborted = asyncio.Event()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None: ...
+
+    def get_write_buffer_size(self) -> int:
+        return 100
+
+    def is_closing(self) -> bool:
+        return False
+
+    def close(self) -> None: ...
+
+    def abort(self) -> None:
+        self.aborted.set()
+
+
+async def test_client_that_does_not_take_our_last_words_loses_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However little it has left unread: it could sit there for ever otherwise."""
+    monkeypatch.setattr(wire, "LAST_WORDS", 0.001)
+    async with Stage(listens=True, tables={"limits": {"connections_per_ip": 1}}) as server:
+        (gate,) = server.server._gates.values()
+        for octets in (b"QUIT\r\n", b""):  # the second one is put off at once
+            deaf = Deaf()
+            connection = wire.Connection(gate, asyncio.get_running_loop())
+            connection.connection_made(deaf)
+            connection.data_received(octets)
+            async with asyncio.timeout(PATIENCE):
+                await deaf.aborted.wait()
+        gate.limits.release("192.0.2.1")
 
 
 async def test_client_that_is_reset_during_delivery_gets_its_message_delivered() -> None:
