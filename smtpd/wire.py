@@ -112,8 +112,9 @@ class Connection(asyncio.Protocol):
         service, trace = self._gate.service, new_id()
         if service.switches.tls != "implicit":  # nobody could read it there
             self.write(refusal.encode(trace, service.texts))
+        why = str(refusal)
         service.log.info(
-            "refused", listener=service.listener, ip=ip, trace=trace, at="CONNECT", reply=str(refusal), reason=refusal.key
+            "refused", listener=service.listener, ip=ip, trace=trace, at="CONNECT", reply=why, reason=refusal.key
         )
         self.close()
 
