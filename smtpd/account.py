@@ -6,7 +6,7 @@ from typing import Any
 
 from smtpd import replies
 from smtpd.addresses import Address
-from smtpd.metrics import AuthResult
+from smtpd.metrics import AuthResult, DeliveryResult
 from smtpd.model import Session, TlsInfo, Transaction
 from smtpd.replies import Reply
 from smtpd.service import Service
@@ -53,11 +53,9 @@ class Account:
         if reply.code < 400:
             self._session.messages += 1
             meters.received(domains, size)
-            meters.delivered("accepted", seconds)
         else:
             for domain in domains or [""]:
                 meters.rejected(reply.key, domain)
-            meters.delivered("deferred" if reply.is_temporary else "refused", seconds)
         common = self._client_fields()
         if reply is replies.ACCEPTED:
             common += self._service.accepted_fields
@@ -74,6 +72,11 @@ class Account:
             seconds=seconds,
             **judged,
         )
+
+    def delivered(self, reply: Reply, seconds: float) -> None:
+        """The agents have answered; no filter's time or verdict is in it."""
+        result: DeliveryResult = "accepted" if reply.is_positive else "deferred" if reply.is_temporary else "refused"
+        self._service.meters.delivered(result, seconds)
 
     def login(self, mechanism: str, reply: Reply) -> None:
         """AUTH ended; the line is what fail2ban looks for."""

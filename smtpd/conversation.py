@@ -304,7 +304,10 @@ class Conversation(Answering):
                 message.added.append(trace.labels(labels))
         message.added.append(trace.received(self.session, mail, self.service.config.hostname))
         if mail.recipients:
-            refused.update(await self.channel.run(in_flight.deliveries.deliver(message), finish=True))
+            handed_over = perf_counter()
+            answers = await self.channel.run(in_flight.deliveries.deliver(message), finish=True)
+            self.account.delivered(combine(answers, prdr=False), perf_counter() - handed_over)
+            refused.update(answers)
         return combine(refused, prdr=False)
 
     def _loop_check(self, receiver: Receiver) -> Reply | None:

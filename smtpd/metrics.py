@@ -43,7 +43,7 @@ BYTES_BUCKETS = tuple(float(1 << exponent) for exponent in (10, 12, 14, 16, 18, 
 REPLY_KEYS = frozenset(reply.key for reply in all_replies().values())
 VERBS = frozenset((
     "HELO", "EHLO", "LHLO", "MAIL", "RCPT", "DATA", "BDAT", "RSET", "NOOP", "QUIT", "VRFY", "EXPN", "HELP",
-    "STARTTLS", "AUTH", "XCLIENT", "MESSAGE",
+    "STARTTLS", "AUTH", "XCLIENT",
 ))  # fmt: skip
 MECHANISMS = frozenset((
     "PLAIN", "LOGIN", "CRAM-MD5", "SCRAM-SHA-1", "SCRAM-SHA-1-PLUS", "SCRAM-SHA-256", "SCRAM-SHA-256-PLUS",
@@ -84,7 +84,8 @@ AUTH_ATTEMPTS = Counter(
 )
 COMMAND_SECONDS = Histogram(
     "smtpd_command_duration_seconds",
-    "Time from a command to its reply. command is a known verb, MESSAGE for the octets after DATA, or other.",
+    "Time from a command to its reply, for DATA and the last BDAT from the end of the content on. command is a known "
+    "verb or other.",
     ("command",),
 )
 
@@ -106,7 +107,8 @@ MESSAGE_BYTES = Histogram(
 )
 DELIVERY_SECONDS = Histogram(
     "smtpd_delivery_duration_seconds",
-    "Time the delivery agents took for one message. result is accepted, deferred or refused.",
+    "Time the delivery agents took for one message they were given, filters not included. result is accepted, deferred "
+    "or refused.",
     ("result",),
 )
 
