@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal
@@ -18,7 +18,7 @@ from smtpd.model import Session, Transaction
 from smtpd.options import StageName
 from smtpd.policy.case import Case, Lookup, answered, begin
 from smtpd.policy.decision import STAGES, Decision, Held, Result
-from smtpd.policy.filter import Filter, Verdict
+from smtpd.policy.filter import PASS, Filter, Verdict
 from smtpd.policy.rule import CONDITIONS, Rule
 from smtpd.replies import Reply
 
@@ -106,7 +106,9 @@ class Check:
             if _is_being_cancelled():
                 raise
             return self._crashed(problem, hook, trace)
-        except Exception as problem:
+        except (GeneratorExit, KeyboardInterrupt):
+            raise
+        except BaseException as problem:  # sys.exit() and a panic inside a library written in Rust, too
             if isinstance(problem, TimeoutError) and scope.expired():
                 self.timeouts.inc()
                 self._log.warning("filter-timed-out", filter=self.name, hook=hook, trace=trace)
@@ -170,11 +172,8 @@ class Hook:
 
     async def _question(self, case: Case) -> Verdict:
         verdict = await self.ask(*case.arguments)
-        if not isinstance(verdict, Verdict):
-            raise TypeError(f"{self.name} returned {type(verdict).__name__}, not a Verdict")
-        for name, _ in verdict.headers:
-            if not _FIELD_NAME.fullmatch(name):
-                raise ValueError(f"{self.name} returned {name!r} as the name of a header field")
+        if verdict is not PASS:
+            _look_over(verdict, self.name)
         return verdict
 
     def _record(self, case: Case, verdict: Verdict, failure: Failure | None, seconds: float) -> None:
@@ -226,6 +225,23 @@ class Hook:
                 case.decided.append(held)
             if held.headers:
                 case.keep(replace(held, reply=None))
+
+
+def _look_over(verdict: object, hook: str) -> None:
+    """TypeError or ValueError for what is no sound Verdict: nothing else looks at the types of somebody's filter."""
+    if not isinstance(verdict, Verdict):
+        raise TypeError(f"{hook} returned {type(verdict).__name__}, not a Verdict")
+    if not isinstance(verdict.reply, Reply | None):
+        raise TypeError(f"{hook} returned {type(verdict.reply).__name__} as reply")
+    if not isinstance(verdict.labels, Set) or not all(isinstance(label, str) for label in verdict.labels):
+        raise TypeError(f"{hook} returned labels that are no set of strings")
+    if not isinstance(verdict.recipients, Set | None):
+        raise TypeError(f"{hook} returned recipients that are no set")
+    for name, value in verdict.headers:
+        if not _FIELD_NAME.fullmatch(name):
+            raise ValueError(f"{hook} returned {name!r} as the name of a header field")
+        if not isinstance(value, str):
+            raise TypeError(f"{hook} returned {type(value).__name__} as the value of a header field")
 
 
 def _overrides(filter: Filter, hook: str) -> bool:

@@ -60,7 +60,41 @@ class TimesOutInside(Filter):
         raise TimeoutError
 
 
-CRASHES = [Broken, Careless, CancelsItself, ForgesFields, TimesOutInside]
+class Panics(Filter):
+    """What extension modules written in Rust raise is no Exception; nor is what sys.exit() raises."""
+
+    name = "broken"
+
+    async def on_mail(self, mail: Transaction) -> Verdict:
+        class Panic(BaseException): ...
+
+        raise Panic
+
+
+class Exits(Filter):
+    name = "broken"
+
+    async def on_mail(self, mail: Transaction) -> Verdict:
+        raise SystemExit(1)
+
+
+def returns(**parts: Any) -> type[Filter]:
+    """A filter whose author has no type checker."""
+
+    class Unsound(Filter):
+        name = "broken"
+
+        async def on_mail(self, mail: Transaction) -> Verdict:
+            return Verdict(**parts)
+
+    return Unsound
+
+
+CRASHES = [
+    Broken, Careless, CancelsItself, ForgesFields, TimesOutInside, Panics, Exits,
+    returns(reply="550 5.7.1 No"), returns(labels=["junk"]), returns(labels={1}), returns(headers=[("X-Score", 5)]),
+    returns(headers=["X-Score: 5"]), returns(recipients=["joe"]),
+]  # fmt: skip
 
 
 async def ask_for_recipient(world, policy) -> Reply | None:
