@@ -244,7 +244,8 @@ class _Batch:
         by_device: dict[int, list[Job]] = {}
         for job in jobs:
             for box in job.boxes:
-                by_device.setdefault(self._folders.open(box).device, []).append(job)
+                device = os.fstat(self._folders.open(box).tmp).st_dev
+                by_device.setdefault(device, []).append(job)
         for device_jobs in by_device.values():
             try:
                 _syncfs(self._folders.open(device_jobs[0].boxes[0]).tmp)

@@ -39,11 +39,10 @@ class Box(NamedTuple):
 
 
 class Folder(NamedTuple):
-    """Open directories of one folder, and the device they are on."""
+    """Open directories of one folder."""
 
     tmp: int
     new: int
-    device: int
 
 
 class Folders:
@@ -79,19 +78,17 @@ class Folders:
             return self._enter(box)
 
     def _enter(self, box: Box) -> Folder:
-        descriptors = [os.open(box.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
+        if not box.folder:
+            return _both(os.path.join(box.path, "tmp"), os.path.join(box.path, "new"), None)
+        mailbox = os.open(box.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            if box.folder:
-                descriptors.append(os.open(box.folder, _BELOW, dir_fd=descriptors[0]))
-            base = descriptors[-1]
-            tmp = os.open("tmp", _BELOW, dir_fd=base)
-            descriptors.append(tmp)
-            new = os.open("new", _BELOW, dir_fd=base)
-            descriptors = descriptors[:-1]
-            return Folder(tmp, new, os.fstat(tmp).st_dev)
+            folder = os.open(box.folder, _BELOW, dir_fd=mailbox)
         finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
+            os.close(mailbox)
+        try:
+            return _both("tmp", "new", folder)
+        finally:
+            os.close(folder)
 
     def _make(self, box: Box) -> None:
         if box.create:
@@ -122,6 +119,15 @@ class Folders:
     def _close(self, folder: Folder) -> None:
         os.close(folder.tmp)
         os.close(folder.new)
+
+
+def _both(tmp: str, new: str, directory: int | None) -> Folder:
+    descriptor = os.open(tmp, _BELOW, dir_fd=directory)
+    try:
+        return Folder(descriptor, os.open(new, _BELOW, dir_fd=directory))
+    except OSError:
+        os.close(descriptor)
+        raise
 
 
 def make_directory(path: str, access: Access) -> None:
