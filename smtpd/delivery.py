@@ -29,7 +29,8 @@ MAX_REMEMBERED = 10_000  # answers of `verify` per agent
 class DeliveryAgent:
     """Somewhere mail can go. Most agents override `verify` and `deliver`, and nothing else.
 
-    An exception that escapes is logged and becomes 451: mail is never refused because an agent broke.
+    An exception that escapes, sys.exit() among them, is logged and becomes 451: mail is never refused because an
+    agent broke.
     """
 
     Options: ClassVar[type[AgentOptions]] = AgentOptions
@@ -129,7 +130,9 @@ class Deliveries:
             return await self._ask(self._agents[recipient.agent], recipient)
         except asyncio.CancelledError as exception:
             return self._cancelled(recipient.agent, exception)
-        except Exception as exception:
+        except (GeneratorExit, KeyboardInterrupt):
+            raise
+        except BaseException as exception:
             return self._failed(recipient.agent, exception)
 
     async def deliver(self, message: Message) -> dict[Recipient, Reply]:
@@ -198,7 +201,9 @@ class Deliveries:
             outcome = await delivery.deliver(message)
         except asyncio.CancelledError as exception:
             outcome = self._cancelled(name, exception)
-        except Exception as exception:
+        except (GeneratorExit, KeyboardInterrupt):
+            raise
+        except BaseException as exception:
             outcome = self._failed(name, exception)
         if isinstance(outcome, Reply) and _is_final(outcome):
             return dict.fromkeys(mail.recipients, outcome)

@@ -142,17 +142,22 @@ async def test_recipient_refused_by_a_filter_after_the_agent_took_it_gets_nothin
     assert agent.seen[0].recipients == [kept]
 
 
-async def test_broken_agent_is_451_and_one_log_line() -> None:
+class Panic(BaseException):
+    """As extension modules written in Rust raise it: no Exception."""
+
+
+@pytest.mark.parametrize("problem", [RuntimeError("broken"), SystemExit(1), Panic()])
+async def test_broken_agent_is_451_and_one_log_line(problem: BaseException) -> None:
     one = recipient()
-    problem = RuntimeError("broken")
     made, events = deliveries(transaction(one), Storing(answer=problem))
     assert await made.deliver(MESSAGE) == {one: replies.OUR_FAULT}
     assert events.lines == [("delivery-failed", {"agent": "store", "trace": "01TRACE", "exception": problem})]
 
 
-async def test_agent_broken_at_recipient_is_451() -> None:
+@pytest.mark.parametrize("problem", [OSError("broken"), SystemExit(1), Panic()])
+async def test_agent_broken_at_recipient_is_451(problem: BaseException) -> None:
     one = recipient("asking")
-    made, events = deliveries(transaction(), Asking(verdict=OSError("broken")))
+    made, events = deliveries(transaction(), Asking(verdict=problem))
     assert await made.add(one) is replies.OUR_FAULT
     assert len(events.lines) == 1
 
