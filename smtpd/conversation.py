@@ -181,14 +181,18 @@ class Conversation(Answering):
             return
         extensions = service.extensions if session.esmtp else NO_EXTENSIONS
         command = commands.parse_mail(argument, extensions, service.config.strict_syntax)
-        if command.size and service.max_message_size and command.size > service.max_message_size:
-            raise Refused(replies.TOO_BIG(limit=service.max_message_size))  # RFC 1870 §6.1
-        mail = Transaction.begin(command, session)
-        if not service.policy.mail.idle and (reply := await self.channel.run(service.policy.mail(mail))):
-            service.policy.abort(mail)
-            raise Refused(reply)
-        session.transactions += 1
+        mail, reply = Transaction.begin(command, session), None
+        if service.max_message_size and (command.size or 0) > service.max_message_size:
+            reply = replies.TOO_BIG(limit=service.max_message_size)  # RFC 1870 §6.1
+        elif not service.policy.mail.idle:
+            reply = await self.channel.run(service.policy.mail(mail))
         self.in_flight = InFlight(mail, Deliveries(service.agents, mail, service.log))
+        if reply is not None:
+            self._refuse(reply)
+            service.policy.abort(mail)
+            self.in_flight = None
+            return
+        session.transactions += 1
         self._say(replies.SENDER_OK)
 
     async def rcpt(self, argument: bytes) -> None:

@@ -5,6 +5,7 @@ from stage import CONTENT, Answer, Stage
 
 from smtpd import replies
 from smtpd.model import Message, Transaction
+from smtpd.options import FilterOptions
 from smtpd.policy import Filter, Verdict
 from smtpd.replies import Reply
 
@@ -37,3 +38,32 @@ async def test_what_an_agent_answered_counts_as_a_delivery(answer: Answer | None
         await talk.say(b"DATA\r\n")
         await talk.say(CONTENT + b".\r\n")
         assert server.count(DELIVERIES, result=result) == 1
+
+
+class RefusingSenders(Filter):
+    name = "senders"
+
+    async def on_mail(self, mail: Transaction) -> Verdict:
+        return Verdict(replies.DENIED_SENDER(address=mail.sender))
+
+
+@pytest.mark.parametrize(
+    ("line", "tables", "reason"),
+    [
+        (b"MAIL FROM:<joe@client.test>", {}, "denied-sender"),
+        (b"MAIL FROM:<joe@client.test> SIZE=2000", {"max_message_size": 1000}, "too-big"),
+    ],
+)
+async def test_a_refusal_of_the_sender_is_logged_with_the_sender(
+    line: bytes, tables: dict[str, int], reason: str
+) -> None:
+    options = {"filters": {"senders": FilterOptions(type="senders", act_at="mail")}}
+    async with Stage(filters={"senders": RefusingSenders}, tables={**options, **tables}) as server:
+        talk = server.talk()
+        said = await talk.say(b"EHLO client.test\r\n" + line + b"\r\n")
+        (entry,) = server.events("refused")
+        assert (entry["sender"], entry["reason"]) == ("joe@client.test", reason)
+        assert f"{entry['trace']}]" in said.decode()
+        assert entry["trace"] != entry["session"]
+        assert ("decisions" in entry) == (reason == "denied-sender")
+        assert (await talk.say(b"RCPT TO:<ann@example.test>\r\n")).startswith(b"503 ")
