@@ -280,8 +280,9 @@ class Conversation(Answering):
     async def _message(self, in_flight: InFlight, receiver: Receiver) -> None:
         """RFC 5321 §6.1: 250 only after an agent has made the message safe."""
         self.clock = perf_counter()
-        mail, size = in_flight.mail, receiver.content.size
+        mail = in_flight.mail
         reply = receiver.finish() or self._loop_check(receiver)
+        size = receiver.octets if receiver.problem is not None else receiver.content.size
         if reply is None:
             reply = await self._judge_and_deliver(in_flight, Message(receiver.content))
         self.account.message(mail, reply, size=size, seconds=perf_counter() - self.clock)

@@ -67,3 +67,16 @@ async def test_a_refusal_of_the_sender_is_logged_with_the_sender(
         assert entry["trace"] != entry["session"]
         assert ("decisions" in entry) == (reason == "denied-sender")
         assert (await talk.say(b"RCPT TO:<ann@example.test>\r\n")).startswith(b"503 ")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"From: joe@client.test\r\n\r\nHi\nyou\r\n", "bare-line-end"), (b"x" * 2000 + b"\r\n", "too-big")],
+)
+async def test_content_that_is_not_stored_is_logged_with_its_size(content: bytes, reason: str) -> None:
+    async with Stage(tables={"max_message_size": 1000}) as server:
+        talk = await server.ready()
+        await talk.say(b"DATA\r\n")
+        await talk.say(content + b".\r\n")
+        (entry,) = server.events("message")
+        assert (entry["reason"], entry["size"]) == (reason, len(content))
