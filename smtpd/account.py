@@ -78,12 +78,15 @@ class Account:
         result: DeliveryResult = "accepted" if reply.is_positive else "deferred" if reply.is_temporary else "refused"
         self._service.meters.delivered(result, seconds)
 
-    def login(self, mechanism: str, reply: Reply) -> None:
-        """AUTH ended; the line is what fail2ban looks for."""
+    def login(self, mechanism: str, reply: Reply, user: str = "") -> None:
+        """AUTH ended; the line is what fail2ban looks for. `user` is the name that was tried in vain."""
         result = _LOGIN_RESULTS.get(reply.key, "malformed")
         self._service.meters.auth(mechanism, result)
         log = self._service.log.info if result == "ok" else self._service.log.warning
-        log("login", **self._who(None), mechanism=mechanism, result=result)
+        fields = self._who(None)
+        if user:
+            fields["user"] = replies.clean(user)
+        log("login", **fields, mechanism=mechanism, result=result)
 
     def secured(self, tls: TlsInfo) -> None:
         """A TLS handshake was done."""

@@ -33,6 +33,9 @@ class Busy(Exception):  # noqa: N818 - a state, not a mistake
 class Exchange(Protocol):
     """What a mechanism sees of the conversation. It awaits nothing else: a conversation is no asyncio task."""
 
+    user: str
+    """The name that is tried, as the client wrote it; mechanisms set it for the log."""
+
     async def challenge(self, data: bytes) -> bytes:
         """Send `334` with `data`, return the decoded response; raises Refused when there is none."""
 
@@ -64,7 +67,9 @@ class Plain(Mechanism):
         parts = response.split(b"\0")
         if len(parts) != 3:  # RFC 4616 §2: exactly two NULs
             raise Refused(replies.AUTH_BAD_RESPONSE)
-        identity, user, password = (_decode_text(part) for part in parts)
+        identity, user = (_decode_text(part) for part in parts[:2])
+        exchange.user = user
+        password = _decode_text(parts[2])
         if identity and prepare_name(identity) != prepare_name(user):
             raise Refused(replies.AUTH_FAILED)
         return await exchange.ask(authenticator.check_password(user, password))
@@ -78,7 +83,7 @@ class Login(Mechanism):
 
     async def authenticate(self, exchange: Exchange, initial: bytes | None, authenticator: Authenticator) -> str:
         """See `Mechanism`; an empty initial response counts as none."""
-        user = _decode_text(initial or await exchange.challenge(b"Username:"))
+        exchange.user = user = _decode_text(initial or await exchange.challenge(b"Username:"))
         password = _decode_text(await exchange.challenge(b"Password:"))
         return await exchange.ask(authenticator.check_password(user, password))
 

@@ -150,19 +150,19 @@ class Conversation(Answering):
             raise Refused(replies.AUTH_IN_TRANSACTION)
         command = commands.parse_auth(argument)
         mechanism = auth.find_mechanism(command.mechanism, tls=self.session.tls is not None)
+        exchange = Exchange(self.channel, self.service.config.timeouts.auth)
         try:
             initial = None if command.initial is None else auth.decode_initial(command.initial)
-            exchange = Exchange(self.channel, self.service.config.timeouts.auth)
             login = await mechanism.authenticate(exchange, initial, authenticator)
         except Refused as refusal:
-            self._login_failed(mechanism.name, refusal.reply)
+            self._login_failed(mechanism.name, refusal.reply, exchange.user)
             return
         self.session.login, self.session.mechanism = login, mechanism.name
         self.account.login(mechanism.name, replies.AUTH_OK)
         self._say(replies.AUTH_OK)
 
-    def _login_failed(self, mechanism: str, reply: Reply) -> None:
-        self.account.login(mechanism, reply)
+    def _login_failed(self, mechanism: str, reply: Reply, user: str) -> None:
+        self.account.login(mechanism, reply, user)
         self.session.auth_failures += reply is replies.AUTH_FAILED
         self._refuse(reply)
         limit = self.service.config.limits.auth_failures_per_session

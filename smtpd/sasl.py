@@ -15,6 +15,7 @@ class Exchange:
     """The challenges and answers between "AUTH" and its final reply; each answer may take `timeout` seconds."""
 
     def __init__(self, channel: Channel, timeout: float) -> None:
+        self.user = ""
         self._channel = channel
         self._timeout = timeout
 

@@ -1,10 +1,13 @@
 """What is counted and logged of a conversation."""
 
+from base64 import b64encode
+
 import pytest
 from stage import CONTENT, Answer, Stage
 
 from smtpd import replies
-from smtpd.model import Message, Transaction
+from smtpd.auth import Authenticator
+from smtpd.model import Message, TlsInfo, Transaction
 from smtpd.options import FilterOptions
 from smtpd.policy import Filter, Verdict
 from smtpd.replies import Reply
@@ -80,3 +83,18 @@ async def test_content_that_is_not_stored_is_logged_with_its_size(content: bytes
         await talk.say(content + b".\r\n")
         (entry,) = server.events("message")
         assert (entry["reason"], entry["size"]) == (reason, len(content))
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN"])
+async def test_a_failed_login_is_logged_with_the_name_and_without_the_password(mechanism: str) -> None:
+    user, password = b"j\xc3\xb6e@example.test\r\n", b"sesame"
+    said = b64encode(b"\0%b\0%b" % (user, password)) if mechanism == "PLAIN" else b64encode(user)
+    async with Stage() as server:
+        authenticator = Authenticator((), log=server.service.log)
+        talk = server.talk(authenticator=authenticator, tls=TlsInfo("TLSv1.3", "x", 256))
+        await talk.say(b"EHLO client.test\r\nAUTH " + mechanism.encode() + b" " + said + b"\r\n")
+        if mechanism == "LOGIN":
+            await talk.say(b64encode(password) + b"\r\n")
+        (entry,) = server.events("login")
+    assert (entry["user"], entry["result"]) == ("j\\xf6e@example.test?", "failed")
+    assert "sesame" not in str(entry)

@@ -48,6 +48,8 @@ class Lines:
 class Script:
     """A client that answers challenges from a list."""
 
+    user = ""
+
     def __init__(self, *answers: bytes) -> None:
         self.answers = list(answers)
         self.challenges: list[bytes] = []
