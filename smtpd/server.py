@@ -188,7 +188,7 @@ class Server:
         for name, service in generation.services.items():
             if name in self._gates:
                 self._gates[name].service = service
-            if name not in self._gates or config.listeners[name].address != self.config.listeners[name].address:
+            if name not in self._listening or config.listeners[name].address != self.config.listeners[name].address:
                 self.log.warning("restart-needed", listener=name, problem="it listens only after a restart")
         self._limits.total = config.limits.connections
         self._limits.per_ip = config.limits.connections_per_ip

@@ -356,5 +356,27 @@ def test_reload_that_makes_no_sense_changes_nothing(run: Callable[[Main], None])
     run(main)
 
 
+def test_reload_may_take_a_listener_away_and_name_it_again(run: Callable[[Main], None]) -> None:
+    """Named again it needs a restart, but everything else of that configuration is in force."""
+    both = {"one": {"address": "127.0.0.1:0", "mode": "smtp"}, "two": {"address": "127.0.0.1:0", "mode": "smtp"}}
+    both = {name: {**table, "tls": "off"} for name, table in both.items()}
+    stopped = []
+
+    class Counting(Inbox):
+        async def stop(self) -> None:
+            stopped.append(self)
+
+    async def main() -> None:
+        async with Server(simple_config(listeners=both), agents={"inbox": Counting}) as server:
+            await server.reload(simple_config(listeners={"one": both["one"]}))
+            with pytest.raises(OSError):
+                await asyncio.to_thread(send, server.port("two"))
+            await server.reload(simple_config(listeners=both))
+            await asyncio.to_thread(send, server.port("one"))
+
+    run(main)
+    assert len(stopped) == 3
+
+
 def test_every_program_of_the_page_is_run() -> None:
     assert len(PROGRAMS) == METRICS + 1
