@@ -75,12 +75,13 @@ class Router:
                 return Recipient(address, self._relay)
             return (replies.NO_RELAY if authenticated else replies.RELAY_DENIED)(address=address)
         value = self._look_up(address, key) if self._mapped else None
-        if value is None and _SOURCE_ROUTE.search(address.local):
+        if value == DENY:
+            return replies.NO_SUCH_USER(address=address)
+        # Only its whole name lets one in: a catch-all or a pattern was written with others in mind.
+        if _SOURCE_ROUTE.search(address.local) and self._key(address.local, address.domain) not in self._exact:
             return replies.RELAY_DENIED(address=address)
         if value is None:
             return Recipient(address, self._domains[key])
-        if value == DENY:
-            return replies.NO_SUCH_USER(address=address)
         return self._mapped_recipient(address, value)
 
     def _route_postmaster(self, address: Address, key: str | None) -> Recipient | Reply:

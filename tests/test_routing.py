@@ -171,6 +171,15 @@ def test_mapped_local_part_may_hold_what_looks_like_a_route() -> None:
     assert ask(router({"a%b@example.com": "one"}), "a%b@example.com") == "one"
 
 
+@pytest.mark.parametrize("key", ["@example.com", "a*@example.com", "*@example.com"])
+def test_catch_all_does_not_take_what_once_made_hosts_relay(key: str) -> None:
+    target = router({key: "one", "ann@example.com": "one", "a!deny@example.com": "deny"})
+    assert ask(target, "ann@example.com") == "one"
+    assert ask(target, "a%b.test@example.com") == "550 5.7.1"
+    assert ask(target, "ann+x!y@example.com") == "550 5.7.1"
+    assert ask(target, "a!deny@example.com") == "550 5.1.1"
+
+
 @pytest.mark.parametrize("text", ["Postmaster", "POSTMASTER@example.com", '"postmaster"@x.example.com'])
 def test_postmaster_is_exempt_and_goes_to_the_configured_mailbox(text: str) -> None:
     target = router({"postmaster@example.com": "deny", "@example.com": "deny"}, postmaster="root@deep.example.com")
