@@ -159,7 +159,7 @@ class Maildir(DeliveryAgent):
         looping = _delivered_before(message, recipients)
         if looping:
             recipients = [recipient for recipient in recipients if recipient not in looping]
-        boxes = list(dict.fromkeys([self._box(recipient, mail) for recipient in recipients]))
+        boxes = self._boxes(recipients, mail)
         top = trace.return_path(mail)
         if len(mail.recipients) == 1:
             top += trace.delivered_to(mail.recipients[0].destination.text)
@@ -184,6 +184,13 @@ class Maildir(DeliveryAgent):
     def _full(self, recipient: Recipient) -> Reply:
         full = replies.MAILBOX_FULL_PERMANENTLY if self.options.quota_permanent else replies.MAILBOX_FULL
         return full(address=recipient.address)
+
+    def _boxes(self, recipients: list[Recipient], mail: Transaction) -> list[Box]:
+        boxes = [self._box(recipient, mail) for recipient in recipients]
+        if len(boxes) > 1:
+            # A mailbox gets one copy, and a symbolic link gives it a second name.
+            boxes = list(dict.fromkeys(box._replace(path=os.path.realpath(box.path)) for box in boxes))
+        return boxes
 
     def _box(self, recipient: Recipient, mail: Transaction) -> Box:
         address = recipient.destination

@@ -32,6 +32,15 @@ async def test_two_names_of_one_mailbox_get_one_copy(start: Start, tmp_path: Pat
     assert len(stored(tmp_path)) == 1
 
 
+async def test_two_directories_of_one_mailbox_get_one_copy(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "mail/example.com/bob").mkdir(parents=True)
+    (tmp_path / "mail/example.com/robert").symlink_to("bob")
+    agent = await start(recipients="existing")
+    mail = transaction("bob@example.com", "robert@example.com")
+    assert await agent.deliver(mail, message()) is replies.ACCEPTED
+    assert len(stored(tmp_path / "mail/example.com/bob")) == 1
+
+
 async def test_only_existing_mailboxes_take_mail_by_default(start: Start, tmp_path: Path) -> None:
     (tmp_path / "mail/example.com/bob").mkdir(parents=True)
     agent = await start(recipients="existing")
