@@ -37,7 +37,7 @@ class Quota:
             return False
         if recount and (found is None or self._is_doubtful(*found[1:])):
             return self.recount(path) + size > self.limit
-        return found is not None and found[0] + size > self.limit
+        return (found[0] if found is not None else 0) + size > self.limit
 
     def add(self, path: str, size: int) -> None:
         """Note one more message; without a file there is nothing to note, the next count sees the message."""

@@ -25,6 +25,12 @@ async def test_full_mailbox_can_be_a_refusal_for_good(start: Start) -> None:
     assert await ask(agent, "bob@example.com", size=101) == replies.MAILBOX_FULL_PERMANENTLY
 
 
+async def test_message_over_the_quota_does_not_fit_into_a_new_mailbox(start: Start, tmp_path: Path) -> None:
+    agent = await start(quota=200)
+    assert await deliver(agent, "bob@example.com", text=b"x" * 201) == replies.MAILBOX_FULL
+    assert not stored(tmp_path)
+
+
 async def test_freed_space_counts_again(start: Start, tmp_path: Path) -> None:
     agent = await start(quota=200)
     await deliver(agent, "bob@example.com")
