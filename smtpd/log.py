@@ -40,6 +40,8 @@ _SECRET = re.compile(r"passw|passphrase|token|secret|credential|private_key|auth
 _PEOPLE = frozenset(("sender", "recipient", "recipients", "login", "user", "account", "mailbox", "helo"))
 _NOT_PEOPLE = frozenset(("message_id", "trace", "id"))
 _ADDRESS = re.compile(r"(?<![^\s<>()\",;:\[\]])(\"(?:[^\"\\]|\\.)*+\"|[^\s<>()\",;:@\[\]]++)@(?=[\w\[])")
+# What was too long for a reply may have lost the "@" that tells an address.
+_CUT_ADDRESS = re.compile(r"(?<![^\s<>()\",;:\[\]])(?:\"(?:[^\"\\]|\\.)*|[^\s<>()\",;:@\[\]]+)\.\.\.")
 _BARE = re.compile(r"[!#-<>-\[\]-~]+")  # printable ASCII without space, quote, equals sign and backslash
 _ODD_NAME = re.compile(r"[^A-Za-z0-9_.\-]+")
 _HUGE = 1 << 64  # printing really big numbers is slow, and refused by Python
@@ -290,7 +292,11 @@ class _Redaction:
 
     def text(self, text: str) -> str:
         """Free text, with privacy without the local parts in it."""
-        return _ADDRESS.sub(self._hidden, text) if self._privacy and "@" in text else text
+        if not self._privacy:
+            return text
+        if "..." in text:
+            text = _CUT_ADDRESS.sub("***...", text)
+        return _ADDRESS.sub(self._hidden, text) if "@" in text else text
 
     def _collection(self, name: str, value: Mapping[object, object] | Collection[object], depth: int) -> object:
         if depth >= MAX_DEPTH:

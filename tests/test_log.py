@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as some
 from pydantic import SecretStr
 
+from smtpd import replies
 from smtpd.log import Level, Log
 from smtpd.sinks import FLUSH_AFTER
 
@@ -190,6 +191,19 @@ def test_privacy_hides_local_parts_and_keeps_domains(memory: Memory) -> None:
     assert str(line["reply"]).startswith("550 5.1.1 No mailbox here by the name ")
     assert str(line["reply"]).endswith(str(line["recipients"][0]))  # type: ignore[index]
     assert line["message_id"] == "<1234@example.org>"
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["anna" + "l" * 230 + "@example.org", '"anna ' + "l m" * 70 + '"@example.org', '"anna\\"' + "x " * 99 + '"@a.test'],
+)
+def test_privacy_hides_addresses_that_were_cut(memory: Memory, address: str) -> None:
+    log = make(memory, Options(privacy=True))
+    log.info("refused", reply=str(replies.NO_SUCH_USER(address=address)))
+    log.info("message", reply=str(replies.SOME_REFUSED(recipients=f"bob@example.org, {address}", reason="Full")))
+    for line in memory.lines:
+        assert "anna" not in str(line["reply"])
+        assert "..." in str(line["reply"])
 
 
 def test_privacy_keeps_the_null_sender_visible(memory: Memory) -> None:
