@@ -26,6 +26,8 @@ from smtpd.routing import Router
 from smtpd.service import Service, make_service
 from smtpd.services import Services
 
+STOP_SECONDS = 30.0  # for one agent or filter, which may have to finish something; systemd waits 90 for all of us
+
 Part = DeliveryAgent | Filter | Authenticator
 Spawn = Callable[[Coroutine[Any, Any, None]], None]
 AgentMaker = Callable[..., DeliveryAgent]
@@ -108,12 +110,15 @@ class Generation:
             raise
 
     async def stop(self) -> None:
-        """Stop what was started, in reverse order; one that fails does not keep the others running."""
+        """Stop what was started, in reverse order; one that fails or hangs does not keep the others running."""
         while self._started:
             name, part = self._started.pop()
             try:
-                await part.stop()
-            except Exception as error:
+                async with asyncio.timeout(STOP_SECONDS):
+                    await part.stop()
+            except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:
                 self._log.error("stop-failed", part=name, exception=error)
 
     async def problems(self) -> list[str]:

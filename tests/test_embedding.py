@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from smtpd import Config, ConfigError, DeliveryAgent, Log, Message, Reply, Server, Transaction
+from smtpd import Config, ConfigError, DeliveryAgent, Filter, Log, Message, Reply, Server, Transaction, generation
 from smtpd.replies import ACCEPTED
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "embedding.md"
@@ -335,6 +335,33 @@ def test_server_that_cannot_start_leaves_nothing_behind(run: Callable[[Main], No
             await asyncio.to_thread(send, server.port("smtp"))
 
     run(main)
+
+
+def test_part_that_does_not_stop_keeps_nothing_running(
+    run: Callable[[Main], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "STOP_SECONDS", 0.01)
+    stopped = []
+
+    class Stuck(Filter):
+        async def stop(self) -> None:
+            await asyncio.Event().wait()
+
+    class Exiting(Filter):
+        async def stop(self) -> None:
+            raise SystemExit(1)
+
+    class Watched(Inbox):
+        async def stop(self) -> None:
+            stopped.append(self)
+
+    async def main() -> None:
+        parts: dict[str, Any] = {"stuck": Stuck, "exiting": Exiting}
+        async with Server(simple_config(), agents={"inbox": Watched}, filters=parts):
+            pass
+
+    run(main)
+    assert len(stopped) == 1
 
 
 def test_mail_to_an_agent_that_nobody_brings_is_a_mistake(run: Callable[[Main], None]) -> None:
