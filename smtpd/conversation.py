@@ -182,11 +182,11 @@ class Conversation(Answering):
         extensions = service.extensions if session.esmtp else NO_EXTENSIONS
         command = commands.parse_mail(argument, extensions, service.config.strict_syntax)
         mail, reply = Transaction.begin(command, session), None
+        self.in_flight = InFlight(mail, Deliveries(service.agents, mail, service.log))
         if service.max_message_size and (command.size or 0) > service.max_message_size:
             reply = replies.TOO_BIG(limit=service.max_message_size)  # RFC 1870 §6.1
         elif not service.policy.mail.idle:
             reply = await self.channel.run(service.policy.mail(mail))
-        self.in_flight = InFlight(mail, Deliveries(service.agents, mail, service.log))
         if reply is not None:
             self._refuse(reply)
             service.policy.abort(mail)

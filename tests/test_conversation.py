@@ -11,6 +11,7 @@ from stage import CONTENT, ENVELOPE, GREETING, Answer, Stage, codes
 
 from smtpd import replies
 from smtpd.model import Message, Recipient, Session, Transaction
+from smtpd.options import FilterOptions, StageName
 from smtpd.policy import PASS, Filter, Verdict
 from smtpd.replies import Reply
 
@@ -145,6 +146,35 @@ async def test_client_that_vanishes_during_filtering_gets_nothing_delivered(poli
         await sending
         assert server.events("client-lost")
         assert not server.events("our-fault") + server.events("filter-failed")
+
+
+async def test_client_that_vanishes_at_mail_cancels_what_nobody_waited_for() -> None:
+    early, late = Waiting(), Waiting()
+
+    class AtMail(FilterOptions):
+        act_at: StageName | None = "mail"
+
+    class AwaitedNow(Filter):
+        Options = AtMail
+
+        async def on_mail(self, mail: Transaction) -> Verdict:
+            await early.wait()
+            return PASS
+
+    class AwaitedLater(Filter):
+        async def on_mail(self, mail: Transaction) -> Verdict:
+            await late.wait()
+            return PASS
+
+    async with Stage(filters={"now": AwaitedNow, "later": AwaitedLater}) as server:
+        talk = server.talk()
+        asking = asyncio.create_task(talk.say(ENVELOPE))
+        await early.begun.wait()
+        await talk.hang_up()
+        await asking
+        await asyncio.sleep(0)
+        assert early.was_cancelled
+        assert late.was_cancelled
 
 
 @pytest.mark.parametrize("politely", [False, True], ids=["lost", "half-closed"])
