@@ -8,8 +8,10 @@ import logging
 import os
 import pwd
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from smtpd.certificates import TlsError, make_developer_certificate
 from smtpd.config import Config, ConfigError, load
@@ -18,7 +20,7 @@ from smtpd.plugins import PluginError
 from smtpd.policy.startup import PolicyError
 from smtpd.server import Server
 from smtpd.sockets import notify
-from smtpd.users import UserFileError, make_developer_user
+from smtpd.users import DEVELOPER_LOGIN, UserFileError, make_developer_user
 
 _OPERATORS_TURN = (OSError, PluginError, PolicyError, TlsError, UserFileError)
 """Not a mistake of ours: one line says what it is, a traceback would only hide it."""
@@ -27,7 +29,9 @@ _OPERATORS_TURN = (OSError, PluginError, PolicyError, TlsError, UserFileError)
 def run(config: Config, *, path: Path | None, environ: Mapping[str, str]) -> int:
     """Run until SIGTERM or SIGINT; the exit status. SIGHUP reads `path` again, SIGUSR1 opens the log again."""
     try:
-        log = Log(config.log)
+        # As the user we become: whoever opens it again after rotation is not root any more.
+        with _acting_as(_identity(config)):
+            log = Log(config.log)
     except OSError as error:
         print(f"smtpd: the log cannot be opened: {error}")
         return 1
@@ -98,8 +102,23 @@ def _loop_factory(config: Config) -> type[asyncio.AbstractEventLoop] | None:
 
 def _drop_privileges(config: Config) -> None:
     """Become `[smtpd] user` and `group`; as an ordinary user this changes nothing and may be left out."""
+    identity = _identity(config)
+    if identity is not None:
+        os.setgroups(identity.groups)
+        os.setgid(identity.group)
+        os.setuid(identity.user)
+
+
+class _Identity(NamedTuple):
+    user: int
+    group: int
+    groups: list[int]
+
+
+def _identity(config: Config) -> _Identity | None:
+    """Whom root shall become; None when there is nothing to change, OSError when it is impossible."""
     if config.user is None and config.group is None:
-        return
+        return None
     try:
         user = pwd.getpwnam(config.user) if config.user is not None else None
         group = grp.getgrnam(config.group).gr_gid if config.group is not None else None
@@ -108,12 +127,28 @@ def _drop_privileges(config: Config) -> None:
     if os.geteuid() != 0:
         if user is not None and user.pw_uid != os.geteuid():
             raise PermissionError(f"only root can become {config.user}")
-        return
+        return None
     gid = group if group is not None else user.pw_gid if user is not None else os.getegid()
-    os.setgroups([] if user is None else os.getgrouplist(user.pw_name, gid))
-    os.setgid(gid)
-    if user is not None:
-        os.setuid(user.pw_uid)
+    groups = [] if user is None else os.getgrouplist(user.pw_name, gid)
+    return _Identity(os.geteuid() if user is None else user.pw_uid, gid, groups)
+
+
+@contextmanager
+def _acting_as(identity: _Identity | None) -> Iterator[None]:
+    """Have root do something with another user's rights."""
+    if identity is None:
+        yield
+        return
+    user, group, groups = os.geteuid(), os.getegid(), os.getgroups()
+    os.setgroups(identity.groups)
+    os.setegid(identity.group)
+    os.seteuid(identity.user)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+        os.setegid(group)
+        os.setgroups(groups)
 
 
 def _prepare_developer_setup(config: Config, log: Log) -> None:
@@ -124,3 +159,6 @@ def _prepare_developer_setup(config: Config, log: Log) -> None:
         made = make_developer_user(users)
         if made is not None:
             print(f"A user to log in with: {made[0]}, password {made[1]} (shown only now)", flush=True)
+        else:
+            command = f"smtpd user passwd --file {users} {DEVELOPER_LOGIN}"
+            print(f"The user to log in with was made before; for another password: {command}", flush=True)

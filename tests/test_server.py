@@ -212,3 +212,19 @@ def test_root_is_given_up_for_good(serve: Serve, directory: Path, in_transaction
     client = in_transaction(server.port("smtp"))
     client.say(CONTENT)
     assert client.line().startswith("250 2.0.0 ")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up being root")
+def test_log_file_belongs_to_the_user_who_opens_it_again(serve: Serve, directory: Path) -> None:
+    nobody = pwd.getpwnam("nobody")
+    os.chown(directory, nobody.pw_uid, nobody.pw_gid)
+    log, systemd = directory / "log", directory / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.bind(str(systemd))
+        notified.settimeout(PATIENCE)
+        systemd.chmod(0o666)
+        serve({"smtpd": {"user": "nobody", "auth": None, "tls": None, "log": {"to": f"file:{log}"}, "listeners": {
+            "smtp": {"tls": "off"}, "smtps": None, "submission": None, "alt": None,
+        }}}, wait=False, environment={"NOTIFY_SOCKET": str(systemd)})  # fmt: skip
+        assert notified.recv(100) == b"READY=1"
+    assert log.stat().st_uid == nobody.pw_uid
