@@ -19,6 +19,7 @@ from smtpd.sockets import BACKLOG, Inherited, bind, describe
 from smtpd.tls import Certificates, TlsError
 from smtpd.wire import Connection, Gate
 
+START_SECONDS = 60.0  # for everything in a configuration that is reloaded: the next reload waits for it
 _GOODBYE = 1.0  # seconds
 _GLANCE = 0.005  # seconds
 
@@ -64,6 +65,7 @@ class Server:
         self._background: set[asyncio.Task[None]] = set()
         self._watch: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
+        self._reloading = asyncio.Lock()
         self._is_stopped = False
         self._was_ready = False
 
@@ -174,10 +176,15 @@ class Server:
 
         Listeners that are gone are closed; new ones and other addresses need a restart, and are logged.
         """
+        async with self._reloading:  # or an older configuration that is slow to start could take over a newer one
+            await self._replace(config)
+
+    async def _replace(self, config: Config) -> None:
         check(config, self._own)
         old, options = self._generation, config.tls
         generation = self._make(config)
-        await generation.start()
+        async with asyncio.timeout(START_SECONDS):
+            await generation.start()
         try:
             if self._certificates is not None and options is not None and options.cert_file:
                 self._certificates.configure(options)

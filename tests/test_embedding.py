@@ -20,6 +20,7 @@ import pytest
 import uvloop
 
 from smtpd import Config, ConfigError, DeliveryAgent, Filter, Log, Message, Reply, Server, Transaction, generation
+from smtpd import server as server_module
 from smtpd.replies import ACCEPTED
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "embedding.md"
@@ -403,6 +404,37 @@ def test_reload_may_take_a_listener_away_and_name_it_again(run: Callable[[Main],
 
     run(main)
     assert len(stopped) == 3
+
+
+def test_reloads_come_one_after_the_other_and_none_hangs(
+    run: Callable[[Main], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "START_SECONDS", 0.1)
+    slow = asyncio.Event()
+
+    class Slow(Inbox):
+        async def start(self) -> None:
+            if self.services.hostname == "slow.test":
+                await slow.wait()
+
+    async def main() -> None:
+        async with Server(simple_config(), agents={"inbox": Slow}) as server:
+            for goes_on in (True, False):
+                slow.clear()
+                first = asyncio.create_task(server.reload(simple_config(hostname="slow.test")))
+                await asyncio.sleep(0)
+                second = asyncio.create_task(server.reload(simple_config(hostname="new.test")))
+                await asyncio.sleep(0)
+                if goes_on:
+                    slow.set()
+                    await first
+                else:
+                    with pytest.raises(TimeoutError):
+                        await first
+                await second
+                assert server.config.hostname == "new.test"
+
+    run(main)
 
 
 def test_every_program_of_the_page_is_run() -> None:
