@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +28,12 @@ def stamp(path: Path) -> Stamp | None:
 
 def read(path: Path, *, max_bytes: int) -> tuple[bytes, Stamp]:
     """A file's content and the stamp it had; raises OSError, ValueError when it is bigger than `max_bytes`."""
-    with path.open("rb") as file:
-        found = _stamp(os.fstat(file.fileno()))
+    # O_NONBLOCK: a named pipe that nobody writes to would be waited for.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK | os.O_CLOEXEC)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path} is not a regular file")
+        found = _stamp(status)
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
         raise ValueError(f"{path} is bigger than {max_bytes} bytes")
