@@ -2,7 +2,8 @@
 
 Every mailbox is a directory of its own; `path` says where. The names follow Maildir++, so Dovecot,
 Courier and every mail reader that knows Maildir can work on them at the same time. Lines end in CRLF,
-as received.
+as received. Directories have lower-case names; octets that are not a-z, 0-9 or one of "._+=@~-" are percent-encoded,
+as is a dot in front: jörg@bücher.example is in xn--bcher-kva.example/j%C3%B6rg.
 
 A message for several mailboxes is stored once and linked into each of them. On top come Return-Path
 and, only when there is a single recipient, Delivered-To: with several it would tell each of them about
@@ -67,7 +68,7 @@ class FileOfRecipients(Options):
     """Recipients that stand in a file."""
 
     file: str
-    """One address per line, "#" starts a comment; read again when it changes."""
+    """One address per line; lines that begin with "#" do not count. Read again when it changes."""
 
 
 class MaildirOptions(AgentOptions):
