@@ -123,6 +123,8 @@ class Committer:
         if self._stopping:
             return []
         job = self._queue.get()
+        # The event loop may be in the middle of a round: what it still hands over then costs no batch of its own.
+        os.sched_yield()
         batch: list[Job] = []
         while job is not None:
             batch.append(job)
