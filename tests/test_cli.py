@@ -36,6 +36,19 @@ def test_check_of_a_good_file_says_ok_and_warns(tmp_path: Path) -> None:
     assert "warning: good.toml:2: smtpd.domains: " in result.stderr
 
 
+def test_check_finds_filters_that_do_not_fit_together(tmp_path: Path) -> None:
+    """Whatever keeps the server from starting; a reload would refuse it, too."""
+    path = tmp_path / "bad.toml"
+    path.write_text(GOOD + '[smtpd.filters.headers]\nact_at = "rcpt"\n[smtpd.filters.access]\nunless = ["alowed"]\n')
+    result = CliRunner().invoke(main, ["check", "--config", str(path)])
+    assert result.exit_code == 1
+    assert [line for line in result.stderr.splitlines() if not line.startswith("warning: ")] == [
+        'bad.toml:9: smtpd.filters.headers.act_at: "rcpt" is before headers is asked, the earliest is "message"',
+        'bad.toml:11: smtpd.filters.access.unless: "alowed" is no condition and no label of a filter, '
+        'did you mean "allowed"?',
+    ]
+
+
 def test_check_reads_the_environment(tmp_path: Path) -> None:
     path = tmp_path / "good.toml"
     path.write_text(GOOD)

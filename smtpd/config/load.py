@@ -34,30 +34,40 @@ def load(path: FilePath | None, environ: Mapping[str, str]) -> Config:
 
     Raises ConfigError with every mistake at once.
     """
-    report = check(path, environ)
+    report, _ = _read_and_build(path, environ)
     if report.config is None:
         raise ConfigError(report.problems)
     return report.config
 
 
 def check(path: FilePath | None, environ: Mapping[str, str]) -> Report:
-    """As `load`, but mistakes are returned, and warnings with them."""
+    """As `load`, but mistakes are returned, and warnings with them; what the policy finds at start-up as well."""
+    from smtpd.config.fitting import find_misfits  # it imports half of the server
+
+    report, origins = _read_and_build(path, environ)
+    if report.config is not None and (misfits := _placed(list(find_misfits(report.config)), origins)):
+        return Report(None, misfits, report.warnings)
+    return report
+
+
+def _read_and_build(path: FilePath | None, environ: Mapping[str, str]) -> tuple[Report, Origins]:
+    origins = Origins("developer set-up" if path is None else path.name, {})
     if path is None:
-        return _build(developer_tables(FilePath.cwd()), Origins("developer set-up", {}), environ, files=False)
+        return _build(developer_tables(FilePath.cwd()), origins, environ, files=False), origins
     try:
         text = _read(path)
         document = tomllib.loads(text)
     except OSError as error:
-        return Report(None, [Problem(path.name, None, "", f"cannot be read: {error.strerror}")])
+        return Report(None, [Problem(path.name, None, "", f"cannot be read: {error.strerror}")]), origins
     except tomllib.TOMLDecodeError as error:
-        return Report(None, [_syntax_problem(path, text, error)])
+        return Report(None, [_syntax_problem(path, text, error)]), origins
     except (ValueError, RecursionError) as error:
-        return Report(None, [Problem(path.name, None, "", f"cannot be read: {error}")])
+        return Report(None, [Problem(path.name, None, "", f"cannot be read: {error}")]), origins
     origins = Origins(path.name, key_lines(text))
     tree = document.get("smtpd")
     if not isinstance(tree, dict):
-        return Report(None, [Problem(path.name, None, "smtpd", "there is no table [smtpd]")])
-    return _build(tree, origins, environ, files=True)
+        return Report(None, [Problem(path.name, None, "smtpd", "there is no table [smtpd]")]), origins
+    return _build(tree, origins, environ, files=True), origins
 
 
 def from_tables(tables: Mapping[str, object]) -> Config:

@@ -1,0 +1,45 @@
+"""Whether the filters fit together on every listener: what they need of each other, and when they may speak."""
+
+from collections.abc import Iterator
+
+from smtpd import plugins
+from smtpd.config.models import Config, LogOptions
+from smtpd.config.problems import Finding
+from smtpd.log import Log
+from smtpd.metrics import Metrics
+from smtpd.policy import Filter, Policy, PolicyError, Rule
+from smtpd.services import Services
+
+
+class _Nowhere:
+    """Nothing is written: the filters are made, but never asked."""
+
+    def write(self, data: bytes) -> int:
+        return len(data)
+
+    def reopen(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def find_misfits(config: Config) -> Iterator[Finding]:
+    """What the policy of a listener finds wrong with a configuration that is fine otherwise."""
+    services = Services(hostname=config.hostname, log=Log(LogOptions(), sink=_Nowhere()), metrics=Metrics())
+    entries: list[tuple[Filter, Rule]] = []
+    for name, options in config.filters.items():
+        if options.mode == "off":
+            continue
+        try:
+            made = plugins.find(plugins.FILTERS, options.type or name)(name, options, services)
+        except Exception as error:  # whatever a stranger's filter raises
+            yield Finding(("filters", name), f"cannot be made: {error}")
+            return
+        assert isinstance(made, Filter)
+        entries.append((made, Rule.from_options(name, options)))
+    for listener in config.listeners:
+        try:
+            Policy(entries, services=services, listener=listener)
+        except PolicyError as error:
+            for problem in error.problems:
+                key, _, message = problem.partition(": ")
+                yield Finding(tuple(key.split(".")[1:]), message)
