@@ -19,8 +19,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from smtpd import Config, ConfigError, DeliveryAgent, Filter, Log, Message, Reply, Server, Transaction, generation
-from smtpd import server as server_module
+from smtpd import Config, ConfigError, DeliveryAgent, Log, Message, Reply, Server, Transaction
 from smtpd.replies import ACCEPTED
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "embedding.md"
@@ -338,101 +337,10 @@ def test_server_that_cannot_start_leaves_nothing_behind(run: Callable[[Main], No
     run(main)
 
 
-def test_part_that_does_not_stop_keeps_nothing_running(
-    run: Callable[[Main], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(generation, "STOP_SECONDS", 0.01)
-    stopped = []
-
-    class Stuck(Filter):
-        async def stop(self) -> None:
-            await asyncio.Event().wait()
-
-    class Exiting(Filter):
-        async def stop(self) -> None:
-            raise SystemExit(1)
-
-    class Watched(Inbox):
-        async def stop(self) -> None:
-            stopped.append(self)
-
-    async def main() -> None:
-        parts: dict[str, Any] = {"stuck": Stuck, "exiting": Exiting}
-        async with Server(simple_config(), agents={"inbox": Watched}, filters=parts):
-            pass
-
-    run(main)
-    assert len(stopped) == 1
-
-
 def test_mail_to_an_agent_that_nobody_brings_is_a_mistake(run: Callable[[Main], None]) -> None:
     async def main() -> None:
         with pytest.raises(ConfigError, match='there is no agent "inbx"'):
             await Server(simple_config("inbx"), agents={"inbox": Inbox}).start()
-
-    run(main)
-
-
-def test_reload_that_makes_no_sense_changes_nothing(run: Callable[[Main], None]) -> None:
-    async def main() -> None:
-        async with Server(simple_config(), agents={"inbox": Inbox}) as server:
-            with pytest.raises(ConfigError):
-                await server.reload(simple_config("elsewhere"))
-            await server.reload(simple_config(domains={"example.test": "inbox", "other.test": "inbox"}))
-            await asyncio.to_thread(send, server.port("smtp"))
-
-    run(main)
-
-
-def test_reload_may_take_a_listener_away_and_name_it_again(run: Callable[[Main], None]) -> None:
-    """Named again it needs a restart, but everything else of that configuration is in force."""
-    both = {"one": {"address": "127.0.0.1:0", "mode": "smtp"}, "two": {"address": "127.0.0.1:0", "mode": "smtp"}}
-    both = {name: {**table, "tls": "off"} for name, table in both.items()}
-    stopped = []
-
-    class Counting(Inbox):
-        async def stop(self) -> None:
-            stopped.append(self)
-
-    async def main() -> None:
-        async with Server(simple_config(listeners=both), agents={"inbox": Counting}) as server:
-            await server.reload(simple_config(listeners={"one": both["one"]}))
-            with pytest.raises(OSError):
-                await asyncio.to_thread(send, server.port("two"))
-            await server.reload(simple_config(listeners=both))
-            await asyncio.to_thread(send, server.port("one"))
-
-    run(main)
-    assert len(stopped) == 3
-
-
-def test_reloads_come_one_after_the_other_and_none_hangs(
-    run: Callable[[Main], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server_module, "START_SECONDS", 0.1)
-    slow = asyncio.Event()
-
-    class Slow(Inbox):
-        async def start(self) -> None:
-            if self.services.hostname == "slow.test":
-                await slow.wait()
-
-    async def main() -> None:
-        async with Server(simple_config(), agents={"inbox": Slow}) as server:
-            for goes_on in (True, False):
-                slow.clear()
-                first = asyncio.create_task(server.reload(simple_config(hostname="slow.test")))
-                await asyncio.sleep(0)
-                second = asyncio.create_task(server.reload(simple_config(hostname="new.test")))
-                await asyncio.sleep(0)
-                if goes_on:
-                    slow.set()
-                    await first
-                else:
-                    with pytest.raises(TimeoutError):
-                        await first
-                await second
-                assert server.config.hostname == "new.test"
 
     run(main)
 

@@ -1,0 +1,109 @@
+"""One configuration takes the place of another, and what was made of it stops, whatever plug-ins do."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from smtpd import Config, ConfigError, DeliveryAgent, Filter, Server, generation, server
+
+TABLE = {"address": "127.0.0.1:0", "mode": "smtp", "tls": "off"}
+GREETING = b"220 mx.test ESMTP\r\n"
+
+
+def config(**more: Any) -> Config:
+    tables: dict[str, Any] = {
+        "hostname": "mx.test",
+        "listeners": {"one": TABLE},
+        "domains": {"example.test": "inbox"},
+        "metrics": {"enabled": False},
+        "log": {"to": "stderr", "level": "error"},
+    }
+    return Config(**{**tables, **more})
+
+
+class Inbox(DeliveryAgent):
+    """Remembers all that were stopped."""
+
+    stopped: list[DeliveryAgent]
+
+    async def stop(self) -> None:
+        self.stopped.append(self)
+
+
+@pytest.fixture
+def inbox() -> type[Inbox]:
+    """An agent of the test's own."""
+    return type("OwnInbox", (Inbox,), {"stopped": []})
+
+
+async def hear(port: int) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    line = await reader.readline()
+    writer.close()
+    await writer.wait_closed()
+    return line
+
+
+class Stuck(Filter):
+    async def stop(self) -> None:
+        await asyncio.Event().wait()
+
+
+class Exiting(Filter):
+    async def stop(self) -> None:
+        raise SystemExit(1)
+
+
+async def test_part_that_does_not_stop_keeps_nothing_running(
+    monkeypatch: pytest.MonkeyPatch, inbox: type[Inbox]
+) -> None:
+    monkeypatch.setattr(generation, "STOP_SECONDS", 0.01)
+    async with Server(config(), agents={"inbox": inbox}, filters={"stuck": Stuck, "exiting": Exiting}):
+        pass
+    assert len(inbox.stopped) == 1
+
+
+async def test_reload_that_makes_no_sense_changes_nothing(inbox: type[Inbox]) -> None:
+    async with Server(config(), agents={"inbox": inbox}) as running:
+        with pytest.raises(ConfigError):
+            await running.reload(config(domains={"example.test": "elsewhere"}))
+        await running.reload(config(domains={"example.test": "inbox", "other.test": "inbox"}))
+        assert await hear(running.port("one")) == GREETING
+
+
+async def test_reload_may_take_a_listener_away_and_name_it_again(inbox: type[Inbox]) -> None:
+    """Named again it needs a restart, but everything else of that configuration is in force."""
+    both = {"one": TABLE, "two": TABLE}
+    async with Server(config(listeners=both), agents={"inbox": inbox}) as running:
+        assert await hear(running.port("two")) == GREETING
+        await running.reload(config())
+        with pytest.raises(OSError):
+            await hear(running.port("two"))
+        await running.reload(config(hostname="mx2.test", listeners=both))
+        assert await hear(running.port("one")) == b"220 mx2.test ESMTP\r\n"
+    assert len(inbox.stopped) == 3
+
+
+@pytest.mark.parametrize("comes_to_an_end", [True, False])
+async def test_reloads_come_one_after_the_other_and_none_hangs(
+    monkeypatch: pytest.MonkeyPatch, inbox: type[Inbox], comes_to_an_end: bool
+) -> None:
+    monkeypatch.setattr(server, "START_SECONDS", 5.0 if comes_to_an_end else 0.01)
+    go_on = asyncio.Event()
+
+    class Slow(Filter):
+        async def start(self) -> None:
+            if self.services.hostname == "slow.test":
+                await go_on.wait()
+
+    async with Server(config(), agents={"inbox": inbox}, filters={"slow": Slow}) as running:
+        first = asyncio.create_task(running.reload(config(hostname="slow.test")))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(running.reload(config(hostname="new.test")))
+        await asyncio.sleep(0)
+        if comes_to_an_end:
+            go_on.set()
+        (outcome, _) = await asyncio.gather(first, second, return_exceptions=True)
+        assert isinstance(outcome, TimeoutError) is not comes_to_an_end
+        assert running.config.hostname == "new.test"
