@@ -29,9 +29,7 @@ _OPERATORS_TURN = (OSError, PluginError, PolicyError, TlsError, UserFileError)
 def run(config: Config, *, path: Path | None, environ: Mapping[str, str]) -> int:
     """Run until SIGTERM or SIGINT; the exit status. SIGHUP reads `path` again, SIGUSR1 opens the log again."""
     try:
-        # As the user we become: whoever opens it again after rotation is not root any more.
-        with _acting_as(_identity(config)):
-            log = Log(config.log)
+        log = _open_log(config)
     except OSError as error:
         print(f"smtpd: the log cannot be opened: {error}")
         return 1
@@ -131,6 +129,16 @@ def _identity(config: Config) -> _Identity | None:
     gid = group if group is not None else user.pw_gid if user is not None else os.getegid()
     groups = [] if user is None else os.getgrouplist(user.pw_name, gid)
     return _Identity(os.geteuid() if user is None else user.pw_uid, gid, groups)
+
+
+def _open_log(config: Config) -> Log:
+    """Open it as the user we become: whoever opens it again after rotation is not root any more."""
+    try:
+        identity = _identity(config)
+    except OSError:
+        identity = None  # the log is where this will be said
+    with _acting_as(identity):
+        return Log(config.log)
 
 
 @contextmanager
