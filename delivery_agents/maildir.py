@@ -39,7 +39,7 @@ from smtpd import replies, trace
 from smtpd.addresses import Address, AddressError, parse_address
 from smtpd.delivery import DeliveryAgent
 from smtpd.model import Message, Recipient, Transaction
-from smtpd.options import AgentOptions, Bytes, Options
+from smtpd.options import AgentOptions, Bytes, InputFile, Options
 from smtpd.replies import Reply
 from smtpd.services import Services
 
@@ -67,7 +67,7 @@ def _sequence(value: object) -> object:
 class FileOfRecipients(Options):
     """Recipients that stand in a file."""
 
-    file: str
+    file: InputFile
     """One address per line; lines that begin with "#" do not count. Read again when it changes."""
 
 

@@ -67,6 +67,13 @@ IPNetwork = Annotated[
 ]
 Networks = Annotated[tuple[IPNetwork, ...], BeforeValidator(_sequence)]
 Strings = Annotated[tuple[str, ...], BeforeValidator(_sequence)]
+
+
+class ExistingFile:
+    """Marks an option that names a file somebody else has to make: `smtpd check` says when it is not there."""
+
+
+InputFile = Annotated[str, ExistingFile()]
 StageName = Literal["connect", "helo", "mail", "rcpt", "message"]
 
 

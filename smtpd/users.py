@@ -37,7 +37,7 @@ from smtpd.auth import (
     prepare_name,
     prepare_password,
 )
-from smtpd.options import Bytes, Seconds
+from smtpd.options import Bytes, InputFile, Seconds
 
 if TYPE_CHECKING:
     from smtpd.services import Services
@@ -75,7 +75,7 @@ DEFAULT_COST = Cost()
 class Options(ProviderOptions):
     """Options of the provider `file`."""
 
-    path: str = "/etc/smtpd/users"
+    path: InputFile = "/etc/smtpd/users"
     """The file, `login:hash` per line; made and edited with `smtpd user`."""
     time_cost: Annotated[int, Field(ge=1, le=100)] = DEFAULT_COST.passes
     """Passes of argon2 for new hashes; the hashes in the file carry their own."""

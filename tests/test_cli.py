@@ -49,6 +49,43 @@ def test_check_finds_filters_that_do_not_fit_together(tmp_path: Path) -> None:
     ]
 
 
+def test_check_finds_what_the_machine_does_not_have(tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(
+        GOOD.replace("[smtpd]", '[smtpd]\nuser = "no-such-user"\ngroup = "no-such-group"\nwrong = 1')
+        + '[smtpd.domains]\n"example.com" = "store"\n'
+        + '[smtpd.agents.store]\ntype = "maildir"\npath = "/m"\nrecipients = { file = "/nowhere/recipients" }\n'
+        + '[smtpd.auth]\nproviders = ["users"]\n[smtpd.auth.users]\ntype = "file"\npath = "/nowhere/users"\n'
+        + '[smtpd.log]\nto = "file:/nowhere/log"\n'
+    )
+    result = CliRunner().invoke(main, ["check", "--config", str(path)])
+    assert result.exit_code == 1
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("warning: ")]
+    assert [line.partition(": ")[2] for line in lines] == [
+        'smtpd.user: there is no user "no-such-user"',
+        'smtpd.group: there is no group "no-such-group"',
+        "smtpd.wrong: unknown key",
+        "smtpd.agents.store.recipients.file: there is no such file: /nowhere/recipients",
+        "smtpd.auth.users.path: there is no such file: /nowhere/users",
+        "smtpd.log.to: there is no such directory: /nowhere",
+    ]
+
+
+def test_check_reads_certificates(tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(f'{GOOD}[smtpd.tls]\ncert_file = "{path}"\nkey_file = "{path}"\n')
+    result = CliRunner().invoke(main, ["check", "--config", str(path)])
+    assert result.exit_code == 1
+    assert f"bad.toml:8: smtpd.tls: {path}: no certificate in PEM form" in result.stderr
+
+
+def test_check_reads_the_keys_of_the_recipient_map(tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(GOOD + '[smtpd.recipients]\n"joe b@example.com" = "deny"\n')
+    result = CliRunner().invoke(main, ["check", "--config", str(path)])
+    assert 'bad.toml:9: smtpd.recipients."joe b@example.com": is no address: ' in result.stderr
+
+
 def test_check_reads_the_environment(tmp_path: Path) -> None:
     path = tmp_path / "good.toml"
     path.write_text(GOOD)

@@ -1,4 +1,7 @@
+import grp
 import json
+import os
+import pwd
 import re
 import tomllib
 from collections.abc import Iterator
@@ -24,14 +27,17 @@ COMMENTED = re.compile(r'^#(?=\[|"?[\w@*.-]+"? = )', re.MULTILINE)
 
 @pytest.fixture
 def sample(tmp_path: Path) -> str:
-    """The sample with paths of files that exist."""
+    """The sample with paths of files, a user and a group that exist."""
     certificate = trustme.CA().issue_cert("mail.example.com")
     for name in ("mail", "mx2", "metrics"):
         certificate.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.crt")
         certificate.private_key_pem.write_to_path(tmp_path / f"{name}.key")
     (tmp_path / "clients-ca.crt").write_text("")
     (tmp_path / "metrics-token").write_text("secret\n")
+    (tmp_path / "users").touch()
     text = TEXTS["config.toml"]()
+    text = text.replace('user = "smtpd"', f'user = "{pwd.getpwuid(os.geteuid()).pw_name}"')
+    text = text.replace('group = "smtpd"', f'group = "{grp.getgrgid(os.getegid()).gr_name}"')
     return text.replace("/etc/smtpd/certs", str(tmp_path)).replace("/etc/smtpd/", f"{tmp_path}/")
 
 

@@ -172,6 +172,6 @@ def _files(config: Config) -> Iterator[Finding]:
             named.append((("tls", "certificates", number, "key_file"), pair.key_file))
     for path, name in named:
         if name and not FilePath(name).is_file():
-            yield Finding(path, "there is no such file")
+            yield Finding(path, f"there is no such file: {name}")
     if config.spool is not None and not FilePath(config.spool).is_dir():
-        yield Finding(("spool",), "there is no such directory")
+        yield Finding(("spool",), f"there is no such directory: {config.spool}")

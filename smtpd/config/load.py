@@ -27,6 +27,8 @@ class Report:
     config: Config | None
     problems: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
+    draft: Config | None = None
+    """What could be read in spite of the mistakes."""
 
 
 def load(path: FilePath | None, environ: Mapping[str, str]) -> Config:
@@ -41,13 +43,20 @@ def load(path: FilePath | None, environ: Mapping[str, str]) -> Config:
 
 
 def check(path: FilePath | None, environ: Mapping[str, str]) -> Report:
-    """As `load`, but mistakes are returned, and warnings with them; what the policy finds at start-up as well."""
-    from smtpd.config.fitting import find_misfits  # it imports half of the server
+    """As `load`, but mistakes are returned, and warnings with them; what is found only at start-up as well."""
+    from smtpd.config.fitting import find_misfits  # they import half of the server
+    from smtpd.config.surroundings import find_gaps
 
     report, origins = _read_and_build(path, environ)
-    if report.config is not None and (misfits := _placed(list(find_misfits(report.config)), origins)):
-        return Report(None, misfits, report.warnings)
-    return report
+    found: list[Finding] = []
+    if report.draft is not None and path is not None:
+        found += find_gaps(report.draft, is_whole=report.config is not None)
+    if report.config is not None:
+        found += find_misfits(report.config)
+    if not found:
+        return report
+    problems = sorted([*report.problems, *_placed(found, origins)], key=lambda problem: problem.line or 0)
+    return Report(None, problems, report.warnings)
 
 
 def _read_and_build(path: FilePath | None, environ: Mapping[str, str]) -> tuple[Report, Origins]:
@@ -149,7 +158,7 @@ def _build(tree: Tree, origins: Origins, environ: Mapping[str, str], *, files: b
         findings += find_mistakes(draft.config, draft, files=files)
         warnings += find_oddities(draft.config, draft)
     problems = _placed(findings, origins)
-    return Report(None if problems else draft.config, problems, _placed(warnings, origins))
+    return Report(None if problems else draft.config, problems, _placed(warnings, origins), draft.config)
 
 
 def _placed(findings: list[Finding], origins: Origins) -> list[Problem]:

@@ -3,7 +3,7 @@
 import re
 from string import Formatter
 
-from smtpd.addresses import AddressError, normalise_domain
+from smtpd.addresses import AddressError, normalise_domain, parse_address
 
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _MAX_HOSTNAME = 253  # RFC 1035 §2.3.4, without the root's dot
@@ -40,6 +40,11 @@ def check_recipient_key(value: str) -> str:
     local, at, domain = value.rpartition("@")
     if not at:
         raise ValueError('must be "user@domain", "@domain" or a pattern such as "old-*@domain"')
+    if local and not any(sign in local for sign in "*?["):
+        try:
+            parse_address(f"{local}@example.com")
+        except AddressError as error:
+            raise ValueError(f"is no address: {error.problem}") from None
     return f"{local}@{check_domain_key(domain)}"
 
 

@@ -1,0 +1,76 @@
+"""Whether the machine has what a configuration names: the user to become, files that can be read, certificates."""
+
+import grp
+import pwd
+from collections.abc import Iterator
+from pathlib import Path as FilePath
+
+from smtpd.config.models import Config, LogOptions
+from smtpd.config.problems import Finding, Path
+from smtpd.log import Log
+from smtpd.metrics import Metrics
+from smtpd.options import ExistingFile, Options
+from smtpd.tls import Certificates, TlsError
+
+
+class _Nowhere:
+    """Takes the lines that nobody wants to read."""
+
+    def write(self, data: bytes) -> int:
+        return len(data)
+
+    def reopen(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def find_gaps(config: Config, *, is_whole: bool) -> Iterator[Finding]:
+    """What is missing here; nothing is made, started or written. Not `is_whole`: parts with mistakes were left out."""
+    yield from _identity(config)
+    for group, tables in (("agents", config.agents), ("filters", config.filters), ("auth", config.auth.tables)):
+        for name, options in tables.items():
+            yield from _files((group, name), options)
+    yield from _log(config)
+    if is_whole:
+        yield from _certificates(config)
+
+
+def _identity(config: Config) -> Iterator[Finding]:
+    try:
+        if config.user is not None:
+            pwd.getpwnam(config.user)
+    except KeyError:
+        yield Finding(("user",), f'there is no user "{config.user}"')
+    try:
+        if config.group is not None:
+            grp.getgrnam(config.group)
+    except KeyError:
+        yield Finding(("group",), f'there is no group "{config.group}"')
+
+
+def _files(path: Path, table: object) -> Iterator[Finding]:
+    if not isinstance(table, Options):
+        return
+    for name, field in type(table).model_fields.items():
+        value = getattr(table, name)
+        if any(isinstance(mark, ExistingFile) for mark in field.metadata) and not FilePath(value).is_file():
+            yield Finding((*path, name), f"there is no such file: {value}")
+        yield from _files((*path, name), value)
+
+
+def _certificates(config: Config) -> Iterator[Finding]:
+    if config.tls is None or not config.tls.cert_file:
+        return
+    try:
+        Certificates(config.tls, Log(LogOptions(), sink=_Nowhere()), Metrics())
+    except TlsError as error:
+        # Whoever checks may be somebody else than the server, and keys are private.
+        if not isinstance(error.__cause__, PermissionError):
+            yield Finding(("tls",), str(error))
+
+
+def _log(config: Config) -> Iterator[Finding]:
+    if config.log.to.startswith("file:"):
+        directory = FilePath(config.log.to.removeprefix("file:")).parent
+        if not directory.is_dir():
+            yield Finding(("log", "to"), f"there is no such directory: {directory}")
