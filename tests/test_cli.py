@@ -94,6 +94,13 @@ def test_check_reads_the_environment(tmp_path: Path) -> None:
     assert "environment: SMTPD__HOSTNAM: unknown key" in result.stderr
 
 
+def test_check_names_the_variable_that_made_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "good.toml"
+    path.write_text(GOOD)
+    result = CliRunner(env={"SMTPD__LOOG__LEVEL": "info"}).invoke(main, ["check", "--config", str(path)])
+    assert 'environment: SMTPD__LOOG__LEVEL: unknown key, did you mean "log"?' in result.stderr
+
+
 def test_serve_with_a_bad_file_fails_before_anything_starts(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["serve", "--config", str(tmp_path / "none.toml")])
     assert result.exit_code == 1

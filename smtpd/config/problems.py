@@ -73,6 +73,10 @@ class Origins:
             name = self._variables.get(path[:length])
             if name is not None:
                 return Problem(ENVIRONMENT, None, name, finding.message, finding.suggestion)
+        if _folded(("smtpd", *path)) not in self._lines:  # a table that only a variable has made
+            for made, name in self._variables.items():
+                if made[: len(path)] == path:
+                    return Problem(ENVIRONMENT, None, name, finding.message, finding.suggestion)
         line = self._line(path)
         return Problem(self.file, line, dotted(path), finding.message, finding.suggestion)
 
