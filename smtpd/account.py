@@ -8,8 +8,11 @@ from smtpd import replies
 from smtpd.addresses import Address
 from smtpd.metrics import AuthResult, DeliveryResult
 from smtpd.model import Session, TlsInfo, Transaction
+from smtpd.policy import Decision
 from smtpd.replies import Reply
 from smtpd.service import Service
+
+MAX_TOLD = 40  # decisions in one line
 
 _LOGIN_RESULTS: dict[str, AuthResult] = {
     replies.AUTH_OK.key: "ok",
@@ -156,5 +159,10 @@ def _judged(reply: Reply, mail: Transaction | None) -> dict[str, Any]:
     if mail.labels or mail.session.labels:
         judged["labels"] = sorted(mail.all_labels)
     if mail.trace or mail.session.trace:
-        judged["decisions"] = [str(decision) for decision in (*(mail.session.trace or ()), *(mail.trace or ()))]
+        judged["decisions"] = list(map(str, _first_and_last([*(mail.session.trace or ()), *(mail.trace or ())])))
     return judged
+
+
+def _first_and_last(decisions: list[Decision]) -> list[Decision]:
+    """A client that says RCPT over and over must not make every line longer than the one before."""
+    return decisions if len(decisions) <= MAX_TOLD else decisions[: MAX_TOLD // 2] + decisions[-MAX_TOLD // 2 :]

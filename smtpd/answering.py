@@ -11,17 +11,25 @@ from smtpd.model import Session, Transaction
 from smtpd.replies import Reply
 from smtpd.service import Service
 
+TRIES = 10  # times `max_recipients`: RCPT commands of one transaction that filters and agents are asked about
+
 
 class InFlight:
     """All that lives from MAIL to the reply behind the data."""
 
-    __slots__ = ("deliveries", "mail", "receiver")
+    __slots__ = ("asked", "deliveries", "mail", "receiver")
 
     def __init__(self, mail: Transaction, deliveries: Deliveries) -> None:
         self.mail = mail
+        self.asked = 0
         self.deliveries = deliveries
         self.receiver: Receiver | None = None
         """Where content goes; a ChunkReceiver from the first BDAT on."""
+
+    def takes_another(self, limit: int) -> bool:
+        """Count one RCPT; False when there are recipients enough, or when far too many were put off."""
+        self.asked += 1
+        return not limit or (len(self.mail.recipients) < limit and self.asked <= limit * TRIES)
 
 
 class Answering:

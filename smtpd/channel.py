@@ -138,6 +138,7 @@ class Channel:
             raise Draining
         if len(self._out) > _BURST:
             self.flush()
+            await self.run(asyncio.sleep(0))  # others have their turn
         end = self._data.find(b"\r\n", self._position)
         if end < 0 or self._blocked:
             self._deadline = self._loop.time() + timeout if timeout else 0.0

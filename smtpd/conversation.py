@@ -203,7 +203,7 @@ class Conversation(Answering):
             raise Refused(replies.RCPT_AFTER_BDAT)
         mail, service = self.in_flight.mail, self.service
         command = commands.parse_rcpt(argument, mail.smtputf8, service.config.strict_syntax)
-        if service.max_recipients and len(mail.recipients) >= service.max_recipients:
+        if not self.in_flight.takes_another(service.max_recipients):
             raise Refused(replies.TOO_MANY_RECIPIENTS)
         if mail.sender.is_null and mail.recipients and service.config.null_sender_single_recipient:
             raise Refused(replies.NULL_SENDER_ONE_RECIPIENT)

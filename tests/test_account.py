@@ -7,7 +7,7 @@ from stage import CONTENT, Answer, Stage
 
 from smtpd import replies
 from smtpd.auth import Authenticator
-from smtpd.model import Message, TlsInfo, Transaction
+from smtpd.model import Message, Recipient, TlsInfo, Transaction
 from smtpd.options import FilterOptions
 from smtpd.policy import Filter, Verdict
 from smtpd.replies import Reply
@@ -41,6 +41,26 @@ async def test_what_an_agent_answered_counts_as_a_delivery(answer: Answer | None
         await talk.say(b"DATA\r\n")
         await talk.say(CONTENT + b".\r\n")
         assert server.count(DELIVERIES, result=result) == 1
+
+
+class Deferring(Filter):
+    name = "deferring"
+    asked = 0
+
+    async def on_rcpt(self, mail: Transaction, recipient: Recipient) -> Verdict:
+        Deferring.asked += 1
+        return Verdict(replies.STORE_FAILED)
+
+
+async def test_a_client_that_says_rcpt_for_ever_makes_neither_lines_nor_work_pile_up() -> None:
+    Deferring.asked = 0
+    async with Stage(filters={"deferring": Deferring}, tables={"max_recipients": 20}) as server:
+        talk = server.talk()
+        await talk.say(b"EHLO c.test\r\nMAIL FROM:<joe@client.test>\r\n")
+        said = b"".join([await talk.say(b"RCPT TO:<ann@example.test>\r\n" * 100) for _ in range(3)])
+        assert said.count(b"451 4.3.0 ") == Deferring.asked == 200
+        assert said.count(b"452 4.5.3 ") == 100
+        assert max(len(line.get("decisions", ())) for line in server.events("refused")) == 40
 
 
 class RefusingSenders(Filter):
