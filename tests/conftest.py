@@ -255,7 +255,8 @@ class Server:
     def _read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            entry = json.loads(line) if line.startswith("{") else {}
+            # A killed server may leave half a line behind.
+            entry = json.loads(line) if line.startswith("{") and line.endswith("\n") else {}
             with self._changed:
                 self.output.append(line)
                 if entry:

@@ -132,6 +132,7 @@ def test_burst_of_which_nothing_is_taken(serve: Serve, exim: Make) -> None:
     server = serve(ONLY_BOB_AND_CAROL)
     sender = exim(server)
     sender.send("nobody@example.test", "noone@example.test", sender="<>")
+    server.wait_for("refused", 2)
     assert not server.events("message")
     assert len(server.events("refused")) == 2
     assert "550 5.1.1 No mailbox here by the name noone@example.test" in sender.log
@@ -141,6 +142,7 @@ def test_hundred_recipients_in_one_burst(serve: Serve, exim: Make) -> None:
     server = serve()
     exim(server).send(*(f"user{number}@example.test" for number in range(100)))
     assert all(without_hop(the_only_mail(server, f"user{number}").content) == LETTER for number in range(100))
+    server.wait_for("message")
     assert len(server.events("message")) == 1
 
 

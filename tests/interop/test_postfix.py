@@ -148,6 +148,7 @@ def test_hundred_recipients_in_one_burst(serve: Serve, postfix: Start) -> None:
         mail = the_only_mail(server, f"user{number}")
         assert without_hop(mail.content) == LETTER
         assert mail.delivered_to is None
+    server.wait_for("message")
     assert len(server.events("message")) == 1
 
 
@@ -218,7 +219,7 @@ def test_permanent_refusal_of_one_of_two_comes_back_to_the_sender(serve: Serve, 
     assert without_hop(the_only_mail(server, "bob").content) == LETTER
     bounce = read(server.mailbox("carol")[0])
     assert bounce.return_path == "<>"
-    trace = server.events("refused")[0]["trace"]
+    trace = server.wait_for("refused")["trace"]
     assert b"No mailbox here by the name" in bounce.content
     assert trace.encode() in bounce.content
     assert b"Status: 5.1.1" in bounce.content

@@ -93,6 +93,7 @@ def test_unknown_users_relaying_and_missing_logins_are_refused(server: Server, s
     assert "550 5.7.1" in swaks("smtp", to="bob@elsewhere.test", expect=24).output
     assert "530 5.7.0 Say STARTTLS first" in swaks("submission", expect=23).output
     assert "530 5.7.0 Log in with AUTH first" in swaks("smtps", "--tls-on-connect", expect=23).output
+    server.wait_for("refused", 2)
     reasons = [entry["reason"] for entry in server.events("refused")]
     assert reasons[:2] == ["no-such-user", "relay-denied"]
     assert not server.mailbox("bob", "example.com")
