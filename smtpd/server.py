@@ -16,7 +16,7 @@ from smtpd.limits import ConnectionLimits, ContentBudget
 from smtpd.log import Log
 from smtpd.metrics import Metrics, Slots
 from smtpd.sockets import BACKLOG, Inherited, bind, describe
-from smtpd.tls import Certificates, TlsError
+from smtpd.tls import Certificates, TlsError, combinations
 from smtpd.wire import Connection, Gate
 
 START_SECONDS = 60.0  # for everything in a configuration that is reloaded: the next reload waits for it
@@ -106,7 +106,8 @@ class Server:
             if not self._sockets:
                 self.bind()
             if self.config.tls is not None and self.config.tls.cert_file:
-                self._certificates = Certificates(self.config.tls, self.log, self.metrics)
+                wanted = combinations(self.config)
+                self._certificates = Certificates(self.config.tls, self.log, self.metrics, combinations=wanted)
                 self._watch = asyncio.create_task(self._certificates.watch())
             self._generation = self._make(self.config)
             await self._generation.start()
@@ -187,7 +188,7 @@ class Server:
             await generation.start()
         try:
             if self._certificates is not None and options is not None and options.cert_file:
-                self._certificates.configure(options)
+                self._certificates.configure(options, combinations(config))
         except TlsError:
             await generation.stop()
             raise

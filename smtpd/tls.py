@@ -38,12 +38,13 @@ from smtpd.model import TlsInfo
 from smtpd.replies import clean
 
 if TYPE_CHECKING:
+    from smtpd.config import Config
     from smtpd.log import Log
     from smtpd.metrics import Metrics
 
 __all__ = [
     "CERTIFICATE_EXPIRY", "Certificates", "ClientCertificates", "Combination", "Settings", "TlsError",
-    "describe", "make_developer_certificate",
+    "combinations", "describe", "make_developer_certificate",
 ]  # fmt: skip
 
 type ClientCertificates = Literal["off", "optional", "required"]
@@ -96,6 +97,12 @@ class Combination(NamedTuple):
     client_certificates: ClientCertificates
 
 
+def combinations(config: Config) -> list[Combination]:
+    """What the listeners of a configuration will ask for."""
+    switches = [listener.switches() for listener in config.listeners.values()]
+    return [Combination(one.session_tickets, one.client_certificates) for one in switches if one.tls != "off"]
+
+
 class ServerConnection(ssl.SSLObject):
     """Our side of one connection; it remembers the name the client asked for."""
 
@@ -110,14 +117,22 @@ class Certificates:
     open keep what they began with.
     """
 
-    def __init__(self, options: Settings, log: Log, metrics: Metrics, *, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        options: Settings,
+        log: Log,
+        metrics: Metrics,
+        *,
+        combinations: Sequence[Combination] = (),
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._log = log
         self._gauge = metrics.gauge(CERTIFICATE_EXPIRY)
         self._now = now
         self._lock = threading.Lock()
         self._complaint = ""
         self._warned: dict[str, float] = {}
-        self._loaded = _load(options)
+        self._loaded = _load(options, combinations)
         self._show()
 
     @property

@@ -10,7 +10,7 @@ from smtpd.config.problems import Finding, Path
 from smtpd.log import Log
 from smtpd.metrics import Metrics
 from smtpd.options import ExistingFile, Options
-from smtpd.tls import Certificates, TlsError
+from smtpd.tls import Certificates, TlsError, combinations
 
 
 class _Nowhere:
@@ -62,7 +62,8 @@ def _certificates(config: Config) -> Iterator[Finding]:
     if config.tls is None or not config.tls.cert_file:
         return
     try:
-        Certificates(config.tls, Log(LogOptions(), sink=_Nowhere()), Metrics())
+        wanted = combinations(config) if config.tls.client_ca_file else ()
+        Certificates(config.tls, Log(LogOptions(), sink=_Nowhere()), Metrics(), combinations=wanted)
     except TlsError as error:
         # Whoever checks may be somebody else than the server, and keys are private.
         if not isinstance(error.__cause__, PermissionError):

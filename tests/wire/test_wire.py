@@ -6,12 +6,13 @@ import socket
 import ssl
 import struct
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from stage import CONTENT, ENVELOPE, GREETING, Stage, codes
 
-from smtpd import replies, wire
+from smtpd import replies, tls, wire
 from smtpd.model import Message, Transaction
 from smtpd.replies import Reply
 
@@ -160,6 +161,24 @@ async def test_mail_comes_encrypted(
         name = version.name.replace("_", ".")
         assert server.count("smtpd_tls_connections_total", listener="smtp", version=name) == 1
         assert b" with ESMTPS\r\n\t(" + name.encode() + b" " in server.kept[0].content
+
+
+async def test_authorities_that_cannot_be_read_are_noticed_before_the_first_handshake(
+    tls_tables: dict[str, Any], trust: ssl.SSLContext, tmp_path: Path
+) -> None:
+    """Not by every client that comes."""
+    garbage = tmp_path / "ca.pem"
+    garbage.write_text("garbage")
+    listener = {"tls": "implicit", "client_certificates": "optional"}
+    tables = {"tls": {**tls_tables["tls"], "client_ca_file": str(garbage)}}
+    with pytest.raises(tls.TlsError, match=r"ca\.pem"):
+        async with Stage(listens=True, listener=listener, tables=tables):
+            pass
+    async with Stage(listens=True, listener={"tls": "implicit"}, tables=tls_tables) as server:
+        with pytest.raises(tls.TlsError, match=r"ca\.pem"):
+            await server.server.reload(Stage(listener=listener, tables=tables).server.config)
+        async with client(server, trust) as other:
+            assert await other.hear() == GREETING
 
 
 async def test_old_tls_is_refused(tls_tables: dict[str, Any], trust: ssl.SSLContext) -> None:
