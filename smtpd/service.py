@@ -21,6 +21,7 @@ from smtpd.routing import Router
 # RFC 3207 §4. BDAT is refused by itself: MAIL cannot have been, and its octets must be read (RFC 3030 §2).
 _BEFORE_TLS = frozenset(("EHLO", "HELO", "NOOP", "RSET", "QUIT", "HELP", "STARTTLS", "BDAT"))
 _BEFORE_AUTH = _BEFORE_TLS | {"AUTH"}  # RFC 6409 §4.3
+_UTF8 = frozenset(("SMTPUTF8",))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +39,8 @@ class Service:
     budget: Budget
     meters: Meters
     log: Log
-    carries_utf8: bool
+    reachable: tuple[DeliveryAgent, ...]
+    """The agents that mail coming in here can go to."""
     greet_delay: float
     gated: bool
     """Whether `gate` can ever say no."""
@@ -48,23 +50,31 @@ class Service:
     """Runs what nobody waits for, and sees to it that it ends before the server does."""
     can_start_tls: bool
     """STARTTLS is offered and there is a certificate."""
-    extensions: frozenset[str]
-    """EHLO keywords that allow parameters of MAIL."""
+    plain_extensions: frozenset[str]
+    """EHLO keywords that allow parameters of MAIL, but SMTPUTF8."""
     texts: Mapping[str, str]
     greeting: bytes
     accepted_fields: str
     """What the log line of every accepted message says of the reply."""
-    ehlo_replies: dict[tuple[bool, bool], bytes] = field(default_factory=dict)
-    """Replies to EHLO made so far: there are four at most."""
-    keywords: str
-    """The EHLO lines that depend on nothing, joined with line breaks."""
+    ehlo_replies: dict[tuple[bool, bool, bool], bytes] = field(default_factory=dict)
+    """Replies to EHLO made so far: there are eight at most."""
+
+    @property
+    def offers_utf8(self) -> bool:
+        """SMTPUTF8, while every agent can carry it: what stands behind one may change."""
+        return self.switches.smtputf8 and all(agent.carries_utf8 for agent in self.reachable)
+
+    @property
+    def extensions(self) -> frozenset[str]:
+        """EHLO keywords that allow parameters of MAIL."""
+        return self.plain_extensions | _UTF8 if self.offers_utf8 else self.plain_extensions
 
     def ehlo(self, session: Session) -> bytes:
         """The whole EHLO reply for the state the session is in (RFC 5321 §4.1.1.1)."""
-        state = session.tls is None, session.login is None
+        state = session.tls is None, session.login is None, self.offers_utf8
         reply = self.ehlo_replies.get(state)
         if reply is None:
-            lines = self.keywords
+            lines = "\n".join(_keywords(self.config, self.switches, self.max_message_size, utf8=state[2]))
             if self.can_start_tls and session.tls is None:
                 lines += "\nSTARTTLS"  # RFC 3207 §4.2: not once it is active
             if session.login is None and (mechanisms := self.mechanisms(session)):
@@ -122,10 +132,11 @@ def make_service(
 ) -> Service:
     """Work out what the listener `name` offers."""
     switches = listener.switches()
-    utf8 = switches.smtputf8 and all(agent.carries_utf8 for agent in agents.values())
     size = config.max_message_size if listener.max_message_size is None else listener.max_message_size
     offers_auth = switches.auth != "off" and authenticator is not None
-    extensions = {"SIZE", "8BITMIME"} | ({"SMTPUTF8"} if utf8 else set()) | ({"AUTH"} if offers_auth else set())
+    targets = {*config.domains.values(), *config.recipients.values()}
+    if offers_auth and config.relay is not None:
+        targets.add(config.relay.agent)
     return Service(
         listener=name,
         config=config,
@@ -138,22 +149,21 @@ def make_service(
         budget=budget,
         meters=meters,
         log=log,
-        carries_utf8=utf8,
+        reachable=tuple(agent for agent_name, agent in agents.items() if agent_name in targets),
         greet_delay=greet_delay,
         gated=switches.tls_required or switches.auth == "required",
         max_recipients=config.max_recipients,
         max_transactions=config.limits.messages_per_session,
         spawn=spawn,
         can_start_tls=switches.tls == "starttls" and has_certificate,
-        extensions=frozenset(extensions),
+        plain_extensions=frozenset(("SIZE", "8BITMIME", "AUTH") if offers_auth else ("SIZE", "8BITMIME")),
         texts=config.replies,
         greeting=replies.GREETING(hostname=config.hostname).encode("", config.replies),
         accepted_fields=log.bind(reply=str(replies.ACCEPTED), reason=replies.ACCEPTED.key),
-        keywords="\n".join(_keywords(config, switches, size, utf8)),
     )
 
 
-def _keywords(config: Config, switches: Switches, size: int, utf8: bool) -> Iterable[str]:
+def _keywords(config: Config, switches: Switches, size: int, *, utf8: bool) -> Iterable[str]:
     yield config.hostname
     if switches.pipelining:
         yield "PIPELINING"

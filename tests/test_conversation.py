@@ -227,6 +227,20 @@ async def test_client_that_leaves_after_a_lone_line_end_has_heard_its_refusal() 
     assert told == [replies.BARE_LINE_END]
 
 
+async def test_smtputf8_is_offered_only_while_the_agents_can_carry_it() -> None:
+    """An agent learns from the server behind it whether that takes such mail, at its start or later."""
+    async with Stage() as server:
+        agent = server.service.agents["keeper"]
+        talk = server.talk()
+        for carries in (True, False, True):
+            agent.carries_utf8 = carries
+            assert (b"SMTPUTF8" in await talk.say(b"EHLO client.test\r\n")) is carries
+            said = await talk.say("MAIL FROM:<jürgen@client.test> SMTPUTF8\r\n".encode())
+            assert said.startswith(b"250 " if carries else b"555 ")
+        agent.carries_utf8 = False
+        assert (await talk.say(b"RCPT TO:<ann@example.test>\r\n")).startswith(b"553 5.6.7 ")
+
+
 async def test_replies_of_a_burst_leave_in_one_write() -> None:
     async with Stage() as server:
         talk = server.talk()
