@@ -90,7 +90,7 @@ class Address:
         local = self.local
         if local.isascii():
             return local.lower()
-        folded = unicodedata.normalize("NFC", local).casefold()
+        folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", local).lower())
         return unicodedata.normalize("NFC", folded)
 
     @property

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Outcome = Reply | Mapping[Recipient, Reply]
 
+VERIFY_SECONDS = 30.0  # for an agent's answer at RCPT; clients wait five minutes (RFC 5321 §4.5.3.2.3)
 MAX_REMEMBERED = 10_000  # answers of `verify` per agent
 
 
@@ -35,7 +36,7 @@ class DeliveryAgent:
 
     Options: ClassVar[type[AgentOptions]] = AgentOptions
     carries_utf8: bool = True
-    """Whether addresses and header fields beyond ASCII may be handed over (RFC 6531)."""
+    """Whether addresses and header fields beyond ASCII may be handed over (RFC 6531); it may change at any time."""
     asks: bool = False
     """Whether it has something to say at RCPT: true when `verify` or `open` is overridden; an agent whose
     options make `verify` pointless may set it to False in its `__init__`."""
@@ -127,9 +128,13 @@ class Deliveries:
     async def add(self, recipient: Recipient) -> Reply | None:
         """Ask the recipient's agent: None when it takes mail for it, else the refusal (451 when the agent broke)."""
         try:
-            return await self._ask(self._agents[recipient.agent], recipient)
+            async with asyncio.timeout(VERIFY_SECONDS):
+                return await self._ask(self._agents[recipient.agent], recipient)
         except asyncio.CancelledError as exception:
             return self._cancelled(recipient.agent, exception)
+        except TimeoutError as exception:
+            self._failed(recipient.agent, exception)
+            return replies.BACKEND_TIMEOUT
         except (GeneratorExit, KeyboardInterrupt):
             raise
         except BaseException as exception:

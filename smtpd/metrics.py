@@ -42,8 +42,8 @@ OPENMETRICS_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 BYTES_BUCKETS = tuple(float(1 << exponent) for exponent in (10, 12, 14, 16, 18, 20, 22, 24, 26, 27))
 REPLY_KEYS = frozenset(reply.key for reply in all_replies().values())
 VERBS = frozenset((
-    "HELO", "EHLO", "LHLO", "MAIL", "RCPT", "DATA", "BDAT", "RSET", "NOOP", "QUIT", "VRFY", "EXPN", "HELP",
-    "STARTTLS", "AUTH", "XCLIENT",
+    "HELO", "EHLO", "MAIL", "RCPT", "DATA", "BDAT", "RSET", "NOOP", "QUIT", "VRFY", "EXPN", "HELP",
+    "STARTTLS", "AUTH",
 ))  # fmt: skip
 MECHANISMS = frozenset((
     "PLAIN", "LOGIN", "CRAM-MD5", "SCRAM-SHA-1", "SCRAM-SHA-1-PLUS", "SCRAM-SHA-256", "SCRAM-SHA-256-PLUS",

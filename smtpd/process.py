@@ -81,6 +81,8 @@ async def _reload(server: Server, path: Path, environ: Mapping[str, str]) -> Non
     except ConfigError as error:
         for problem in error.problems:
             server.log.error("reload-refused", problem=str(problem))
+    except _OPERATORS_TURN as error:
+        server.log.error("reload-refused", problem=str(error))
     except Exception as error:
         server.log.error("reload-failed", problem=str(error), exception=error)
 

@@ -19,11 +19,15 @@ _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 def clean(value: object) -> str:
     """Make text from outside fit for a reply, a header or a log: printable ASCII, at most 200 characters."""
-    text = value if isinstance(value, str) else str(value)
+    text = _printable(value if isinstance(value, str) else str(value))
+    return text if len(text) <= MAX_VALUE else text[: MAX_VALUE - 3] + "..."
+
+
+def _printable(text: str) -> str:
+    # The text of a plug-in's own reply may hold what a server behind it said, or the client.
     if not text.isascii():
         text = text.encode("ascii", "backslashreplace").decode("ascii")
-    text = _UNSAFE.sub("?", text)
-    return text if len(text) <= MAX_VALUE else text[: MAX_VALUE - 3] + "..."
+    return _UNSAFE.sub("?", text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +103,12 @@ class Reply:
         prefix = f"{self.status} " if self.status else ""
         suffix = f" [{trace}]" if trace else ""
         room = MAX_LINE - len("250-\r\n") - len(prefix) - len(suffix)
-        lines = [line[:room] for line in self._fill(text).split("\n")]
+        lines = [_printable(line)[:room] for line in self._fill(text).replace("\r\n", "\n").split("\n")]
         last = len(lines) - 1
         return "".join(
             f"{self.code}{' ' if number == last else '-'}{prefix}{line}{suffix if number == last else ''}\r\n"
             for number, line in enumerate(lines)
-        ).encode("ascii", "backslashreplace")
+        ).encode("ascii")
 
 
 class Refused(Exception):  # noqa: N818 - it is an answer, not an error

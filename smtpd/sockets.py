@@ -82,6 +82,7 @@ def _bind_unix(path: str) -> socket.socket:
     listening.setblocking(False)
     try:
         listening.bind(path)
+        os.chmod(path, 0o666)  # noqa: S103 - who may connect is decided by its folder, as for TCP by the address
     except OSError:
         listening.close()
         raise
