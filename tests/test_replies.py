@@ -50,6 +50,16 @@ def test_no_text_from_outside_breaks_a_reply(reply: Reply, value: str, trace: st
     assert not trace or lines[-1].endswith(f" [{trace}]")
 
 
+@given(text=anything, trace=st.sampled_from(["", "spf 01ARZ3NDEKTSV4RR"]))
+def test_a_reply_that_a_plugin_made_of_text_from_outside_is_sound(text: str, trace: str) -> None:
+    """What a server behind an agent said, or what a filter heard from the client."""
+    said = Reply("own", 550, "5.7.1", text).encode(trace).decode("ascii")
+    assert said.endswith("\r\n")
+    for line in said.removesuffix("\r\n").split("\r\n"):
+        assert re.fullmatch(r"550[ -]5\.7\.1 [ -~]*", line)
+        assert len(line) + 2 <= MAX_LINE
+
+
 def test_codes_that_disagree_cannot_be_written() -> None:
     with pytest.raises(ValueError, match="disagree"):
         Reply("wrong", 550, "4.0.0", "x")
