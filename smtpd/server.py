@@ -130,7 +130,10 @@ class Server:
         await self.stop()
 
     def close(self) -> None:
-        """Make `serve` come to its end."""
+        """Make `serve` come to its end; a second call waits for no client any more."""
+        if self._closing.is_set():
+            for channel in [channel for gate in self._gates.values() for channel in gate.channels]:
+                channel.interrupt(now=True)
         self._closing.set()
 
     async def drain(self) -> None:

@@ -91,6 +91,16 @@ def test_stopping_does_not_wait_for_ever(serve: Serve, in_transaction: Connect) 
     assert server.process.wait(PATIENCE) == 0
 
 
+def test_second_signal_waits_for_nobody(serve: Serve, in_transaction: Connect) -> None:
+    server = serve({"smtpd": {"drain_timeout": 600}})
+    stuck = in_transaction(server.port("smtp"))
+    server.process.send_signal(signal.SIGTERM)
+    server.wait_for("draining")
+    server.process.send_signal(signal.SIGTERM)
+    assert stuck.line().startswith("421 4.3.2 ")
+    assert server.process.wait(PATIENCE) == 0
+
+
 def recipients_taken(client: Client) -> int:
     client.say(
         b"RSET\r\nEHLO c.test\r\nMAIL FROM:<>\r\n" + b"".join(b"RCPT TO:<u%d@example.test>\r\n" % n for n in range(3))
