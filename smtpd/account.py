@@ -48,7 +48,8 @@ class Account:
         fields = self._who(mail)
         if recipient is not None:
             fields["recipient"] = recipient
-        self._service.log.info("refused", **fields, at=verb, reply=str(reply), reason=reply.key, **_judged(reply, mail))
+        judged = _judged(reply, self._session, mail)
+        self._service.log.info("refused", **fields, at=verb, reply=str(reply), reason=reply.key, **judged)
 
     def message(self, mail: Transaction, reply: Reply, *, size: int, seconds: float) -> None:
         """The reply to the end of data."""
@@ -62,9 +63,9 @@ class Account:
         common = self._client_fields()
         if reply is replies.ACCEPTED:
             common += self._service.accepted_fields
-            judged = _judged(reply, mail)
+            judged = _judged(reply, self._session, mail)
         else:
-            judged = {"reply": str(reply), "reason": reply.key, **_judged(reply, mail)}
+            judged = {"reply": str(reply), "reason": reply.key, **_judged(reply, self._session, mail)}
         self._service.log.message(
             "message",
             common,
@@ -150,16 +151,15 @@ class Account:
         return client
 
 
-def _judged(reply: Reply, mail: Transaction | None) -> dict[str, Any]:
+def _judged(reply: Reply, session: Session, mail: Transaction | None) -> dict[str, Any]:
     judged: dict[str, Any] = {}
     if "filter" in reply.values:
         judged["filter"] = reply.values["filter"]
-    if mail is None:
-        return judged
-    if mail.labels or mail.session.labels:
-        judged["labels"] = sorted(mail.all_labels)
-    if mail.trace or mail.session.trace:
-        judged["decisions"] = list(map(str, _first_and_last([*(mail.session.trace or ()), *(mail.trace or ())])))
+    if labels := mail.all_labels if mail is not None else session.labels:
+        judged["labels"] = sorted(labels)
+    decisions = [*(session.trace or ()), *(mail.trace or () if mail is not None else ())]
+    if decisions:
+        judged["decisions"] = list(map(str, _first_and_last(decisions)))
     return judged
 
 
