@@ -121,7 +121,6 @@ class Refused(Exception):  # noqa: N818 - it is an answer, not an error
 
 # Greeting, closing (RFC 5321 §3.1, §3.8)
 GREETING = Reply("greeting", 220, "", "{hostname} ESMTP")
-GREETING_LMTP = Reply("greeting", 220, "", "{hostname} LMTP")
 NO_SERVICE = Reply("no-service", 554, "", "{hostname} No SMTP service here for this address")
 NO_SERVICE_NOW = Reply("no-service-now", 421, "4.7.0", "{hostname} No SMTP service here for this address now")
 NO_SERVICE_COMMAND = Reply("no-service-command", 503, "5.5.1", "Only QUIT is answered on this connection")
@@ -200,7 +199,6 @@ TOO_MANY_RECIPIENTS = Reply("too-many-recipients", 452, "4.5.3", "Too many recip
 TOO_MANY_MESSAGES = Reply("too-many-messages", 421, "4.7.0", "{hostname} Too many messages on one connection")
 MAILBOX_FULL = Reply("mailbox-full", 452, "4.2.2", "The mailbox of {address} is full")
 MAILBOX_FULL_PERMANENTLY = Reply("mailbox-full-permanently", 552, "5.2.2", "The mailbox of {address} is full")
-SENDER_NOT_OWNED = Reply("sender-not-owned", 550, "5.7.1", "You may not send as {address}")
 
 # Content (RFC 1870, RFC 5321 §2.3.8, §6.3)
 TOO_BIG = Reply("too-big", 552, "5.3.4", "Message bigger than {limit} octets")
