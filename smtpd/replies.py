@@ -221,6 +221,9 @@ OUR_FAULT = Reply("our-fault", 451, "4.3.0", "Something went wrong here, please 
 FILTER_FAILED = Reply("filter-failed", 451, "4.3.0", "A check could not be made, please try again later")
 BACKEND_DOWN = Reply("backend-down", 451, "4.4.1", "The mailstore cannot be reached, please try again later")
 BACKEND_TIMEOUT = Reply("backend-timeout", 451, "4.4.2", "The mailstore did not answer in time, please try again later")
+OUTCOME_UNKNOWN = Reply(
+    "outcome-unknown", 451, "4.4.2", "The mailstore did not say whether it took the message, please try again later"
+)
 SOME_DEFERRED = Reply("some-deferred", 451, "4.3.0", "Not delivered to everybody, please try again later: {reason}")
 SOME_REFUSED = Reply("some-refused", 550, "5.0.0", "Delivered, but not to {recipients}: {reason}")
 STORE_FAILED = Reply("store-failed", 451, "4.3.0", "The message could not be stored, please try again later")
