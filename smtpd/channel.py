@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
 from types import coroutine
-from typing import Any, Protocol
+from typing import Any
 
 from smtpd import replies
+from smtpd.carrier import Transport
 from smtpd.commands import limit_for
 from smtpd.content import Receiver
 from smtpd.limits import DataRate
@@ -45,26 +46,12 @@ class Draining(Ended):
     """The server wants to stop, and this conversation is between two messages."""
 
 
-class Transport(Protocol):
-    """What a channel needs of its carrier: a socket, a pipe, or a test."""
+class Overrun(Exception):  # noqa: N818 - an event, not an error
+    """What `Channel.run` ran was not done in time; it goes on in `task`."""
 
-    def write(self, data: bytes) -> None:
-        """Send octets; never blocks."""
-
-    def pause_reading(self) -> None:
-        """Stop feeding."""
-
-    def resume_reading(self) -> None:
-        """Feed again."""
-
-    def close(self) -> None:
-        """Send what is written, then hang up."""
-
-    def abort(self) -> None:
-        """Hang up at once."""
-
-    async def start_tls(self) -> TlsInfo:
-        """Shake hands as a TLS server; OSError or ssl.SSLError when it fails."""
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        super().__init__()
+        self.task = task
 
 
 _INPUT = object()
@@ -81,7 +68,7 @@ class Channel:
     __slots__ = (
         "_blocked", "_coroutine", "_data", "_deadline", "_draining", "_eof", "_finishing", "_idle", "_loop",
         "_lost", "_out", "_paused", "_position", "_task", "_timer", "_timer_at", "_transport", "_waiting",
-        "on_finished",
+        "fed", "on_finished", "on_vanished",
     )  # fmt: skip
 
     def __init__(self, transport: Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -103,7 +90,11 @@ class Channel:
         self._eof = False
         self._lost = False
         self._draining = False
+        self.fed = 0
+        """How often octets came; whoever sends some after a reply went out has read it."""
         self.on_finished: Callable[[], None] | None = None
+        self.on_vanished: Callable[[], None] | None = None
+        """Called when the client vanishes while something runs that is carried through."""
 
     # The conversation's side
 
@@ -212,10 +203,11 @@ class Channel:
                 return False
         return True
 
-    async def run[T](self, work: Coroutine[Any, Any, T], *, finish: bool = False) -> T:
+    async def run[T](self, work: Coroutine[Any, Any, T], *, finish: bool = False, seconds: float = 0.0) -> T:
         """Run anything that awaits asyncio things; Disconnected when the client is lost before it is done.
 
-        `finish`: once begun it is carried through, whatever becomes of the client.
+        `finish`: once begun it is carried through, whatever becomes of the client. `seconds`: after so long
+        it is Overrun, and goes on by itself; 0 for no limit.
         """
         if self.vanished:
             work.close()
@@ -226,8 +218,15 @@ class Channel:
                 self._loop.call_later(_HOLD, self.flush)
             self._task = task
             self._finishing = finish
-            await _wait(task)
-            self._task = None
+            self._deadline = self._loop.time() + seconds if seconds else 0.0
+            self._arm()
+            try:
+                await _wait(task)
+            except TimedOut:
+                task.remove_done_callback(self._task_done)
+                raise Overrun(task) from None
+            finally:
+                self._task = None
         if task.cancelled():
             raise Draining if self._draining and not self.vanished else Disconnected
         return task.result()
@@ -263,6 +262,7 @@ class Channel:
 
     def feed(self, data: bytes) -> None:
         """Octets came."""
+        self.fed += 1
         if self._position < len(self._data):
             self._data = self._data[self._position :] + data
         else:
@@ -279,8 +279,8 @@ class Channel:
         self._eof = True
         if self._waiting and not (self._blocked and self.pending):
             self._advance(Disconnected())
-        elif self._task is not None and not self._finishing and self.vanished:
-            self._task.cancel()
+        elif self.vanished:
+            self._vanish()
 
     def lost(self) -> None:
         """The connection is gone."""
@@ -288,8 +288,14 @@ class Channel:
         self._out.clear()
         if self._waiting:
             self._advance(Disconnected())
-        elif self._task is not None and not self._finishing:
+        else:
+            self._vanish()
+
+    def _vanish(self) -> None:
+        if self._task is not None and not self._finishing:
             self._task.cancel()
+        elif self._task is not None and self.on_vanished is not None:
+            self.on_vanished()
 
     def blocked(self, is_blocked: bool) -> None:
         """The client does not read what we say (True), or reads again: no input is taken meanwhile."""
@@ -364,7 +370,8 @@ class Channel:
 
     def _on_timer(self) -> None:
         self._timer = None
-        if not self._waiting or not self._deadline:
+        is_running = self._task is not None and not self._task.done()
+        if not self._deadline or not (self._waiting or is_running):
             return
         if self._loop.time() + 0.002 < self._deadline:
             self._arm()

@@ -85,7 +85,7 @@ class _Pipes:
             channel.feed(data)
 
     def write(self, data: bytes) -> None:
-        """See channel.Transport; a terminal or pipe is waited for."""
+        """See carrier.Transport; a terminal or pipe is waited for."""
         view = memoryview(data)
         while view and not self._is_closed:
             try:
@@ -94,19 +94,19 @@ class _Pipes:
                 self._is_closed = True
 
     def pause_reading(self) -> None:
-        """See channel.Transport."""
+        """See carrier.Transport."""
         self._may_read.clear()
 
     def resume_reading(self) -> None:
-        """See channel.Transport."""
+        """See carrier.Transport."""
         self._may_read.set()
 
     def close(self) -> None:
-        """See channel.Transport."""
+        """See carrier.Transport."""
         self._is_closed = True
 
     def abort(self) -> None:
-        """See channel.Transport."""
+        """See carrier.Transport."""
         self._is_closed = True
 
     async def start_tls(self) -> TlsInfo:
