@@ -159,6 +159,7 @@ BAD_RECIPIENT_SYNTAX = Reply("bad-recipient-syntax", 501, "5.1.3", "Bad recipien
 NON_ASCII_SENDER = Reply("non-ascii-sender", 550, "5.6.7", "An address beyond ASCII needs the SMTPUTF8 parameter")
 NON_ASCII_RECIPIENT = Reply("non-ascii-recipient", 553, "5.6.7", "An address beyond ASCII needs SMTPUTF8 at MAIL")
 CANNOT_CARRY_UTF8 = Reply("cannot-carry-utf8", 553, "5.6.7", "{address} cannot receive mail that needs SMTPUTF8")
+CANNOT_CARRY_8BIT = Reply("cannot-carry-8bit", 554, "5.6.3", "{address} cannot receive content beyond ASCII")
 HELO_FIRST = Reply("helo-first", 503, "5.5.1", "Say EHLO or HELO first")
 MAIL_FIRST = Reply("mail-first", 503, "5.5.1", "Say MAIL first")
 NESTED_MAIL = Reply("nested-mail", 503, "5.5.1", "A transaction is open already, say RSET first")
@@ -219,6 +220,7 @@ SPOKE_EARLY = Reply("spoke-early", 550, "5.7.1", "You spoke before it was your t
 # Ours to mend, never the sender's fault
 OUR_FAULT = Reply("our-fault", 451, "4.3.0", "Something went wrong here, please try again later")
 FILTER_FAILED = Reply("filter-failed", 451, "4.3.0", "A check could not be made, please try again later")
+STORE_SAID = Reply("store-said", 451, "4.0.0", "{text}")  # with the codes of the server behind us
 BACKEND_DOWN = Reply("backend-down", 451, "4.4.1", "The mailstore cannot be reached, please try again later")
 BACKEND_TIMEOUT = Reply("backend-timeout", 451, "4.4.2", "The mailstore did not answer in time, please try again later")
 OUTCOME_UNKNOWN = Reply(

@@ -36,6 +36,7 @@ _EXAMPLES: Mapping[str, object] = {
     "trusted_networks": ["192.0.2.0/24"],
     "ciphers": "ECDHE+AESGCM:ECDHE+CHACHA20",
     "client_ca_file": "/etc/smtpd/certs/clients-ca.crt",
+    "ca_file": "/etc/smtpd/certs/store-ca.crt",
     "token": "change-me",
     "token_file": "/etc/smtpd/metrics-token",
     "cert_file": "/etc/smtpd/certs/metrics.crt",
@@ -50,6 +51,7 @@ _EXAMPLES: Mapping[str, object] = {
 _AGENT_VALUES: Mapping[str, Mapping[str, object]] = {
     "maildir": {"path": "/var/mail"},
     "discard": {"allow_discard": True},
+    "lmtp": {"address": "unix:/run/dovecot/lmtp"},
 }
 _PROVIDER_VALUES: Mapping[str, Mapping[str, object]] = {"file": {"path": "/etc/smtpd/users"}}
 _FILTER_VALUES: Mapping[str, Mapping[str, object]] = {"early_talker": {"listeners": ["smtp", "alt"]}}

@@ -1,0 +1,125 @@
+"""Where a mail server behind us is, and how a connection to it begins: TCP or unix socket, TLS, greeting, offers."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from delivery_agents.answers import Answer
+from delivery_agents.connection import Connection
+from delivery_agents.failures import Failure, TimedOut, Unreachable
+
+type TlsMode = Literal["off", "starttls", "implicit"]
+
+MAX_PATH = 107  # octets of a unix socket's path, sun_path in unix(7)
+
+_HOST_AND_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]]+)):(\d{1,5})")
+
+
+class Place(NamedTuple):
+    """An address taken apart: a unix socket's `path`, or `host` and `port`."""
+
+    path: str
+    host: str
+    port: int
+
+
+def parse_place(text: str) -> Place:
+    """Read "unix:PATH", "host:port" or "[v6]:port"; ValueError for anything else."""
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        if not path or "\0" in path or len(path.encode()) > MAX_PATH:
+            raise ValueError(f'"unix:" needs a path of at most {MAX_PATH} octets, such as "unix:/run/dovecot/lmtp"')
+        return Place(path, "", 0)
+    match = _HOST_AND_PORT.fullmatch(text)
+    if match is None or not 0 < int(match[3]) < 65536:
+        raise ValueError('must look like "unix:/run/dovecot/lmtp", "192.0.2.1:24", "[2001:db8::1]:24" or "host:24"')
+    return Place("", match[1] or match[2], int(match[3]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """A server and how to talk to it. `hello` is LHLO or EHLO, `hostname` our own name."""
+
+    address: str
+    hello: Literal["LHLO", "EHLO"]
+    hostname: str
+    tls: TlsMode
+    context: ssl.SSLContext | None
+    timeout: float
+    """Seconds for all that comes before the first MAIL."""
+
+    async def connect(self) -> Connection:
+        """A connection that is ready for MAIL; Unreachable or TimedOut when there is none to be had."""
+        loop = asyncio.get_running_loop()
+        connection = Connection(loop)
+        connection.wait_until(loop.time() + self.timeout)
+        try:
+            async with asyncio.timeout(self.timeout):
+                await self._open(connection, loop)
+                await self._introduce(connection, loop)
+        except (TimeoutError, TimedOut) as error:
+            connection.abort()
+            raise TimedOut(f"{self.address} does not answer") from error
+        except (OSError, UnicodeError, Failure) as error:
+            connection.abort()
+            raise Unreachable(f"{self.address}: {error}") from error
+        except BaseException:
+            connection.abort()
+            raise
+        return connection
+
+    async def _open(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
+        place = parse_place(self.address)
+        if place.path:
+            await loop.create_unix_connection(lambda: connection, place.path)
+        elif self.tls == "implicit":
+            await loop.create_connection(
+                lambda: connection, place.host, place.port, ssl=self.context, server_hostname=place.host
+            )
+        else:
+            await loop.create_connection(lambda: connection, place.host, place.port)
+
+    async def _introduce(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
+        greeting = await connection.answer()
+        if greeting.code != 220:
+            raise Unreachable(f"it greets with {greeting}")
+        await self._ask_for_offers(connection)
+        if self.tls != "starttls":
+            return
+        if "STARTTLS" not in connection.extensions:
+            raise Unreachable("it does not offer STARTTLS")
+        connection.send(b"STARTTLS\r\n", 1)
+        answer = await connection.answer()
+        if answer.code != 220:
+            raise Unreachable(f"it answers STARTTLS with {answer}")
+        await self._start_tls(connection, loop)
+        await self._ask_for_offers(connection)  # RFC 3207 §4.2: what was offered before does not count
+
+    async def _start_tls(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
+        assert self.context is not None
+        context, host = self.context, parse_place(self.address).host
+
+        def upgrade(transport: asyncio.Transport) -> asyncio.Future[asyncio.Transport | None]:
+            return asyncio.ensure_future(loop.start_tls(transport, connection, context, server_hostname=host))
+
+        await connection.start_tls(upgrade)
+
+    async def _ask_for_offers(self, connection: Connection) -> None:
+        connection.send(f"{self.hello} {self.hostname}\r\n".encode("ascii"), 1)
+        answer = await connection.answer()
+        if answer.code != 250:
+            raise Unreachable(f"it answers {self.hello} with {answer}")
+        connection.extensions = _extensions(answer)
+
+
+def _extensions(answer: Answer) -> dict[str, str]:
+    """Keyword, in capitals, to parameters (RFC 5321 §4.1.1.1); the first line is the server's name."""
+    found = {}
+    for line in answer.lines[1:]:
+        keyword, _, parameters = line.strip().partition(" ")
+        found[keyword.upper()] = parameters.strip()
+    return found
