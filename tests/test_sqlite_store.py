@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
@@ -58,6 +59,29 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "state.db"
 
 
+class Held:
+    """The first transaction waits in the middle until it may go on."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.go_on = threading.Event()
+        self.batches: list[int] = []
+        self._execute = sqlite_store._execute
+
+    def execute(self, batch: list[sqlite_store._Write], connection: sqlite3.Connection) -> None:
+        self.batches.append(len(batch))
+        self.entered.set()
+        self.go_on.wait()
+        self._execute(batch, connection)
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Held:
+    made = Held()
+    monkeypatch.setattr(sqlite_store, "_execute", made.execute)
+    return made
+
+
 def read(path: Path) -> bytes:
     return path.read_bytes()
 
@@ -104,31 +128,28 @@ async def test_a_store_can_be_started_again(path: Path) -> None:
     assert rows(path) == 2
 
 
-async def test_what_was_put_before_the_end_is_committed(path: Path) -> None:
+async def test_what_was_put_before_the_end_is_committed(path: Path, held: Held) -> None:
     store = SqliteStore(str(path), ManualClock())
     await store.start()
-    with locked(path):
-        puts = [asyncio.ensure_future(store.put("a", str(number), b"x", 10)) for number in range(50)]
-        stopping = asyncio.ensure_future(store.stop())
-        await asyncio.sleep(0)  # every put is on its way, and so is the end
+    puts = [asyncio.ensure_future(store.put("a", "first", b"x", 10))]
+    await asyncio.to_thread(held.entered.wait)
+    puts += [asyncio.ensure_future(store.put("a", str(number), b"x", 10)) for number in range(50)]
+    stopping = asyncio.ensure_future(store.stop())
+    await asyncio.sleep(0)  # every put is on its way, and so is the end
+    held.go_on.set()
     await asyncio.gather(stopping, *puts)
-    assert rows(path) == 50
+    assert rows(path) == 51
 
 
-async def test_puts_that_wait_share_transactions(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    batches: list[int] = []
-    execute = sqlite_store._execute
-    monkeypatch.setattr(
-        sqlite_store, "_execute", lambda batch, connection: (batches.append(len(batch)), execute(batch, connection))
-    )
+async def test_puts_that_wait_share_transactions(path: Path, held: Held) -> None:
     async with opened(path) as store:
-        with locked(path):
-            first = asyncio.ensure_future(store.put("a", "first", b"x", 10))
-            rest = [asyncio.ensure_future(store.put("a", str(number), b"x", 10)) for number in range(200)]
-            await asyncio.sleep(0)
-        await asyncio.gather(first, *rest)
-    assert sum(batches) == 201
-    assert max(batches) >= 100
+        puts = [asyncio.ensure_future(store.put("a", "first", b"x", 10))]
+        await asyncio.to_thread(held.entered.wait)
+        puts += [asyncio.ensure_future(store.put("a", str(number), b"x", 10)) for number in range(200)]
+        await asyncio.sleep(0)
+        held.go_on.set()
+        await asyncio.gather(*puts)
+    assert held.batches == [1, 200]
 
 
 async def test_a_put_whose_caller_is_gone_disturbs_nobody(path: Path) -> None:
@@ -214,7 +235,7 @@ async def test_a_broken_file_is_refused(path: Path) -> None:
         await asyncio.gather(*(store.put("a", str(number), bytes(500), 10) for number in range(500)))
     content = bytearray(read(path))
     content[4096 : len(content) // 2] = b"\xa5" * (len(content) // 2 - 4096)
-    write(path, content)
+    write(path, bytes(content))
     message = await failure(path)
     assert "is broken" in message or "malformed" in message
 
@@ -239,9 +260,9 @@ async def test_a_clock_that_was_set_back_does_not_end_purging(path: Path) -> Non
     clock.now += 1e9
     async with opened(path, clock) as store:
         await store.put("a", "first", b"x", 1)
-        await store.put("a", "first", b"x", 1)  # the purge behind the first put is over
         clock.now -= 1e9
         await store.put("a", "old", b"x", -1)
+        clock.now += PURGE_SECONDS
         await store.put("a", "second", b"x", 100)
         await store.put("a", "third", b"x", 100)
         assert rows(path) == 3
