@@ -13,6 +13,8 @@ What comes for `user+detail@domain` goes to `user@domain` unless a mailbox with 
 If one of several mailboxes cannot be written, the message goes into none of them and the client hears
 that it may try again.
 
+A message goes into the inbox, unless `folders` knows one of its labels or the recipient map names a folder.
+
 A quota is looked at when the recipient is named, with the size the client has announced, and once more
 when the message is there and has one recipient only; so a message to several can bring a mailbox over
 its quota, once. The count is kept in `maildirsize` by the rules of Maildir++.
@@ -45,6 +47,10 @@ from smtpd.services import Services
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FOLDER = re.compile(r"[A-Za-z0-9 _+=-]+(?:/[A-Za-z0-9 _+=-]+)*")
+
+
+def _folder_name(folder: str) -> str:
+    return "." + folder.replace("/", ".")
 
 
 def _check_folders(folders: dict[str, str]) -> dict[str, str]:
@@ -110,7 +116,7 @@ class Maildir(DeliveryAgent):
         self.options = options
         self._layout = Layout(options.path, case_sensitive=options.case_sensitive)
         self._known = self._known_recipients(options)
-        self._folders = {label: "." + folder.replace("/", ".") for label, folder in options.folders.items()}
+        self._folders = {label: _folder_name(folder) for label, folder in options.folders.items()}
         self._quota = Quota(options.quota) if options.quota else None
         self._access = GROUP if options.access == "group" else OWNER
         syncer = Syncer(self._layout.root)
@@ -201,6 +207,8 @@ class Maildir(DeliveryAgent):
         if self._folders:
             labels = mail.labels_for(recipient)
             folder = next((name for label, name in self._folders.items() if label in labels), "")
+        if not folder and recipient.folder and _FOLDER.fullmatch(recipient.folder) is not None:
+            folder = _folder_name(recipient.folder)
         return Box(path, folder, self.options.recipients != "existing")
 
     def _find(self, address: Address) -> str | None:

@@ -64,8 +64,21 @@ def serve(file: Path | None) -> None:
 
 @main.command()
 @_config
-def check(file: Path | None) -> None:
-    """Read the configuration and say everything that is wrong with it; exit status 1 then."""
+@click.option("--route", "address", metavar="ADDRESS", help="Say where mail for this recipient goes, and why.")
+@click.option("--authenticated", is_flag=True, help="With --route: for a client that has logged in.")
+@click.option("--json", "as_json", is_flag=True, help="With --route: for machines.")
+def check(file: Path | None, address: str | None, authenticated: bool, as_json: bool) -> None:
+    """Read the configuration and say everything that is wrong with it; exit status 1 then.
+
+    With --route the exit status is 0 when the recipient is taken, 1 when it is refused, and 2 when the
+    configuration is wrong.
+    """
+    if address is not None:
+        from smtpd.route_cli import show_route
+
+        sys.exit(show_route(file, address, authenticated=authenticated, as_json=as_json))
+    if authenticated or as_json:
+        raise click.UsageError("--authenticated and --json need --route")
     from smtpd import config
 
     report = config.check(file, os.environ)

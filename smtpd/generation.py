@@ -72,14 +72,7 @@ class Generation:
         self.agents = _agents(config, services, own.agents)
         self.filters, rules = _filters(config, services, own.filters)
         self.authenticator = _authenticator(config, services)
-        router = Router(
-            config.domains,
-            config.recipients,
-            config.relay.agent if config.relay else None,
-            postmaster=config.postmaster,
-            separator=config.subaddress_separator,
-            case_sensitive=config.case_sensitive_local_parts,
-        )
+        router = Router.from_config(config)
         self.services: dict[str, Service] = {
             name: make_service(
                 name,

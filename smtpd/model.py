@@ -155,6 +155,8 @@ class Recipient:
     labels: frozenset[str] = frozenset()
     exempt: bool = False
     """Postmaster: no filter may refuse it (RFC 5321 §4.5.1)."""
+    folder: str = ""
+    """Folder of the mailbox, "/" between levels, ASCII letters, digits, blanks and "_+=-" only; "": the inbox."""
 
     @property
     def destination(self) -> Address:

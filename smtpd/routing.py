@@ -1,4 +1,4 @@
-"""Which delivery agent a recipient goes to; whoever is not ours is refused here.
+"""Which delivery agent a recipient goes to, and what it is asked to store; whoever is not ours is refused here.
 
 Only a login earns relaying, never an address: neither the client's nor a cleverly written recipient.
 """
@@ -6,17 +6,29 @@ Only a login earns relaying, never an address: neither the client's nor a clever
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Mapping
-from fnmatch import translate
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from smtpd import replies
-from smtpd.addresses import Address, normalise_domain, parse_address
+from smtpd.addresses import Address, parse_address
 from smtpd.model import Recipient
+from smtpd.recipient_map import Hit, RecipientMap, Step, domain_key
 from smtpd.replies import Reply
+from smtpd.rewriting import Target, make_mailbox, parts_of, plain_folder
 
-DENY = "deny"
+if TYPE_CHECKING:
+    from smtpd.config import Config
+
 OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """How a recipient was looked up, and the answer: what `Router.route` says."""
+
+    steps: tuple[Step, ...]
+    answer: Recipient | Reply
 
 
 class Router:
@@ -24,32 +36,42 @@ class Router:
 
     A recipient of ours is looked up in this order, and the first hit counts: its address as it stands, its
     address without subaddress, the patterns in file order, "@domain", the domain's own agent. The value is
-    an agent's name, "deny", or another address of ours to put the mail into.
+    an agent's name, "deny", another address of ours to put the mail into, or a `Target`.
     """
 
     def __init__(
         self,
         domains: Mapping[str, str],
-        recipients: Mapping[str, str],
+        recipients: Mapping[str, Target | str],
         relay: str | None,
         *,
         postmaster: str,
         separator: str = "+",
         case_sensitive: bool = False,
+        subaddress_folders: bool = False,
     ) -> None:
         """Take the tables as configured; `postmaster` is an address or "". ValueError for one that makes no sense."""
-        self._domains = {_domain_key(domain): agent for domain, agent in domains.items()}
+        self._domains = {domain_key(domain): agent for domain, agent in domains.items()}
         self._relay = relay
-        self._separator = separator
-        self._case_sensitive = case_sensitive
-        self._exact: dict[str, str] = {}
-        self._patterns: list[tuple[re.Pattern[str], str]] = []
-        self._catch_alls: dict[str, str] = {}
-        self._mapped = bool(recipients)
-        for key, value in recipients.items():
-            self._map(key, value)
-        self._aliases = {value: self._alias(value) for value in recipients.values() if "@" in value}
+        self._subaddress_folders = subaddress_folders
+        self._map = RecipientMap(recipients, separator=separator, case_sensitive=case_sensitive)
+        self._mapped = bool(recipients) or subaddress_folders
+        for key, message in find_dead_ends(self._domains, self._map):
+            raise ValueError(f"{key}: {message}")
         self._postmaster = self._postmaster_recipient(postmaster)
+
+    @classmethod
+    def from_config(cls, config: Config) -> Router:
+        """The router of a configuration."""
+        return cls(
+            config.domains,
+            config.recipients,
+            config.relay.agent if config.relay else None,
+            postmaster=config.postmaster,
+            separator=config.subaddress_separator,
+            case_sensitive=config.case_sensitive_local_parts,
+            subaddress_folders=config.subaddress_folders,
+        )
 
     def route(self, address: Address, *, authenticated: bool) -> Recipient | Reply:
         """The recipient with its agent, or the refusal: 550 5.1.1 (denied) or 550 5.7.1 (not ours)."""
@@ -59,41 +81,60 @@ class Router:
             return self._route_slowly(address, authenticated)
         return Recipient(address, agent)
 
+    def explain(self, address: Address, *, authenticated: bool) -> Explanation:
+        """What `route` says, and every step that led there."""
+        steps = [Step(f"address {address}", f"compared as {self._map.key(address.local, address.domain)}")]
+        answer = self._route_slowly(address, authenticated, steps)
+        return Explanation(tuple(steps), answer)
+
     def metric_domain(self, address: Address) -> str:
         """A label for metrics: the key of `[smtpd.domains]` that covers the address, or "other"."""
-        domain = address.domain
-        if domain in self._domains:
-            return domain
-        return self._covering(domain) or OTHER
+        return covering_key(self._domains, address.domain) or OTHER
 
-    def _route_slowly(self, address: Address, authenticated: bool) -> Recipient | Reply:
-        key = address.domain if address.domain in self._domains else self._covering(address.domain)
+    def _route_slowly(
+        self, address: Address, authenticated: bool, steps: list[Step] | None = None
+    ) -> Recipient | Reply:
+        key = covering_key(self._domains, address.domain)
+        if steps is not None:
+            steps.append(Step(f"domain {address.domain}", self._about(key)))
         if address.local.lower() == "postmaster" and (key is not None or not address.domain):
-            return self._route_postmaster(address, key)
+            return self._route_postmaster(address, key, steps)
         if key is None:
-            if authenticated and self._relay is not None and address.domain:
-                return Recipient(address, self._relay)
-            return (replies.NO_RELAY if authenticated else replies.RELAY_DENIED)(address=address)
-        value = self._look_up(address, key) if self._mapped else None
-        if value == DENY:
+            return self._route_outside(address, authenticated, steps)
+        hit = self._map.find(address, key, steps) if self._map else None
+        if hit is not None and hit.rewriting.target.deny:
             return replies.NO_SUCH_USER(address=address)
         # Only its whole name lets one in: a catch-all or a pattern was written with others in mind.
-        if _SOURCE_ROUTE.search(address.local) and self._key(address.local, address.domain) not in self._exact:
+        if _SOURCE_ROUTE.search(address.local) and self._map.named(address) is None:
+            if steps is not None:
+                steps.append(Step('"%", "!" or "@" inside the local part', "looks like a route, has to be in the map"))
             return replies.RELAY_DENIED(address=address)
-        if value is None:
-            return Recipient(address, self._domains[key])
-        return self._mapped_recipient(address, value)
+        return self._deliver(address, key, hit, steps)
 
-    def _route_postmaster(self, address: Address, key: str | None) -> Recipient | Reply:
+    def _about(self, key: str | None) -> str:
+        return "not in [smtpd.domains]" if key is None else f'one of ours by "{key}", agent "{self._domains[key]}"'
+
+    def _route_outside(self, address: Address, authenticated: bool, steps: list[Step] | None) -> Recipient | Reply:
+        if steps is not None:
+            login = "logged in" if authenticated else "not logged in"
+            steps.append(Step("relay", f'agent "{self._relay}", {login}' if self._relay else f"none, {login}"))
+        if authenticated and self._relay is not None and address.domain:
+            return Recipient(address, self._relay)
+        return (replies.NO_RELAY if authenticated else replies.RELAY_DENIED)(address=address)
+
+    def _route_postmaster(self, address: Address, key: str | None, steps: list[Step] | None) -> Recipient | Reply:
         """RFC 5321 §4.5.1: postmaster is always reached, so no "deny" and no catch-all applies."""
-        value = self._exact.get(self._key(address.local, address.domain), DENY)
-        if value != DENY:
-            recipient = self._mapped_recipient(address, value)
-            recipient.exempt = True
-            return recipient
+        hit = self._map.find_named(address)
+        if steps is not None:
+            steps.append(Step("postmaster", "in the map" if hit else "always reached, exempt from the map's patterns"))
+        if key is not None and hit is not None and not hit.rewriting.target.deny:
+            answer = self._deliver(address, key, hit, steps)
+            if isinstance(answer, Recipient):
+                answer.exempt = True
+                return answer
         if self._postmaster is not None:
-            mailbox, agent = self._postmaster
-            return Recipient(address, agent, mailbox, exempt=True)
+            found = self._postmaster
+            return Recipient(address, found.agent, found.destination, exempt=True, folder=found.folder)
         if key is not None:
             return Recipient(address, self._domains[key], exempt=True)
         # <Postmaster> without a domain: the first of ours that is one.
@@ -104,74 +145,65 @@ class Router:
             address, self._domains[domain], Address("postmaster", domain, f"postmaster@{domain}"), exempt=True
         )
 
-    def _mapped_recipient(self, address: Address, value: str) -> Recipient:
-        if value in self._aliases:
-            mailbox, agent = self._aliases[value]
-            return Recipient(address, agent, mailbox)
-        return Recipient(address, value)
+    def _deliver(
+        self, address: Address, key: str, hit: Hit | None, steps: list[Step] | None = None
+    ) -> Recipient | Reply:
+        recipient = Recipient(address, self._domains[key])
+        folder = None
+        if hit is not None:
+            target, values = hit.rewriting.target, self._values(address, hit)
+            if target.mailbox:
+                recipient.mailbox = hit.rewriting.mailbox(values)
+                if recipient.mailbox is None:
+                    if steps is not None:
+                        steps.append(
+                            Step(f"mailbox {target.mailbox}", "this address makes none that is safe to ask for")
+                        )
+                    return replies.NO_SUCH_USER(address=address)
+                recipient.agent = agent_of(recipient.mailbox, self._domains, self._map) or recipient.agent
+            recipient.agent = target.agent or recipient.agent
+            folder = hit.rewriting.folder(values)
+        if folder is not None:
+            self._put_into(recipient, folder)
+        elif self._subaddress_folders and not (hit is not None and hit.is_whole and recipient.mailbox is None):
+            _, detail = self._map.split(recipient.destination.local)
+            if steps is not None and detail is not None:
+                steps.append(
+                    Step(f"subaddress {detail}", "a folder" if plain_folder(detail) else "no folder name, left alone")
+                )
+            self._put_into(recipient, plain_folder(detail or ""), strip=True)
+        return recipient
 
-    def _look_up(self, address: Address, domain_key: str) -> str | None:
-        local, domain = address.local, address.domain
-        key = self._key(local, domain)
-        value = self._exact.get(key)
-        if value is None and self._separator:
-            user, found, _ = local.partition(self._separator)
-            value = self._exact.get(self._key(user, domain)) if found and user else None
-        if value is not None:
-            return value
-        for pattern, value in self._patterns:
-            if pattern.match(key):
-                return value
-        return self._catch_alls.get(domain) or self._catch_alls.get(domain_key)
+    def _values(self, address: Address, hit: Hit) -> dict[str, str]:
+        user, detail = self._map.split(address.local)
+        parts = {"user": user, "detail": detail or "", "local": address.local, "domain": address.domain}
+        return {**parts, **hit.groups}
 
-    def _covering(self, domain: str) -> str | None:
-        """The wildcard key with the longest suffix; an address literal is never covered by one."""
-        if not domain or domain[0] == "[":
-            return None
-        dot = domain.find(".")
-        while dot >= 0:
-            wildcard = "*" + domain[dot:]
-            if wildcard in self._domains:
-                return wildcard
-            dot = domain.find(".", dot + 1)
-        return "*" if "*" in self._domains else None
+    def _put_into(self, recipient: Recipient, folder: str, *, strip: bool = False) -> None:
+        """Set the folder. A detail beside it would name a second one, so it goes unless the operator wrote it."""
+        if not folder:
+            return
+        destination = recipient.destination
+        user, detail = self._map.split(destination.local)
+        if detail is None or (recipient.mailbox is not None and not strip):
+            recipient.folder = folder
+            return
+        mailbox = make_mailbox(user, destination.domain)
+        if mailbox is not None:
+            recipient.mailbox, recipient.folder = mailbox, folder
 
-    def _map(self, key: str, value: str) -> None:
-        local, _, domain = key.rpartition("@")
-        domain = _domain_key(domain)
-        # A pattern for everybody is a catch-all: a "deny" further down still counts.
-        if local in ("", "*"):
-            self._catch_alls[domain] = value
-        elif _WILD.search(local) or domain.startswith("*"):
-            self._patterns.append((re.compile(translate(self._key(local, domain)), re.DOTALL), value))
-        else:
-            self._exact[self._key(parse_address(f"{local}@{domain}").local, domain)] = value
-
-    def _key(self, local: str, domain: str) -> str:
-        if self._case_sensitive:
-            return f"{unicodedata.normalize('NFC', local)}@{domain}"
-        return Address(local, domain, "").key
-
-    def _alias(self, text: str) -> tuple[Address, str]:
-        """Where mail goes that the map sends to another address: one step, never in a circle, never outside."""
-        address = parse_address(text)
-        key = address.domain if address.domain in self._domains else self._covering(address.domain)
-        if key is None:
-            raise ValueError(f"{text} is not in one of our domains")
-        value = self._exact.get(self._key(address.local, address.domain), DENY)
-        if "@" in value and parse_address(value).key != address.key:
-            raise ValueError(f"{text} leads to yet another address, {value}")
-        return address, self._domains[key] if value == DENY or "@" in value else value
-
-    def _postmaster_recipient(self, text: str) -> tuple[Address, str] | None:
-        """None: each domain has a postmaster of its own."""
+    def _postmaster_recipient(self, text: str) -> Recipient | None:
+        """Where all postmasters' mail goes, one step through the map included; None: each domain has its own."""
         address = parse_address(text) if text else None
         if address is None or not address.domain:
             return None
-        if address.domain not in self._domains and self._covering(address.domain) is None:
+        key = covering_key(self._domains, address.domain)
+        if key is None:
             # The operator wrote it, so a relay may carry it.
-            return (address, self._relay) if self._relay is not None else None
-        return self._alias(text)
+            return Recipient(address, self._relay) if self._relay is not None else None
+        hit = self._map.find_named(address)
+        found = self._deliver(address, key, None if hit is None or hit.rewriting.target.deny else hit)
+        return found if isinstance(found, Recipient) else Recipient(address, self._domains[key])
 
 
 # `user%elsewhere@us`, `elsewhere!user@us` and `"user@elsewhere"@us` once made hosts relay. To us they are local
@@ -179,10 +211,55 @@ class Router:
 # Postfix (allow_untrusted_routing = no) and Exim's default configuration refuse them as well.
 _SOURCE_ROUTE = re.compile(r".[%!@].", re.DOTALL)
 _POSTMASTER_LENGTH = len("postmaster")
-_WILD = re.compile(r"[*?\[]")
 
 
-def _domain_key(text: str) -> str:
-    if text == "*":
-        return text
-    return f"*.{normalise_domain(text[2:])}" if text.startswith("*.") else normalise_domain(text)
+def covering_key(domains: Mapping[str, str], domain: str) -> str | None:
+    """The key of `[smtpd.domains]` for a domain: itself or the wildcard with the longest suffix.
+
+    An address literal is never covered by a wildcard.
+    """
+    if domain in domains:
+        return domain
+    if not domain or domain[0] == "[":
+        return None
+    dot = domain.find(".")
+    while dot >= 0:
+        wildcard = "*" + domain[dot:]
+        if wildcard in domains:
+            return wildcard
+        dot = domain.find(".", dot + 1)
+    return "*" if "*" in domains else None
+
+
+def agent_of(mailbox: Address, domains: Mapping[str, str], recipients: RecipientMap) -> str | None:
+    """The agent of a mailbox that the map leads to, None when its domain is not ours.
+
+    It is looked up by its name only, in one step: its own mailbox and folder do not count, nor does a "deny",
+    so an address can be closed for the world and still be an alias's mailbox.
+    """
+    key = covering_key(domains, mailbox.domain)
+    if key is None:
+        return None
+    target = recipients.named(mailbox)
+    return target.agent if target is not None and target.agent else domains[key]
+
+
+def find_dead_ends(domains: Mapping[str, str], recipients: RecipientMap) -> Iterator[tuple[str, str]]:
+    """(key, message) for every target that leads nowhere, outside, or further than one step."""
+    for key, name, known in recipients.unknown_parts():
+        yield key, f"{{{name}}} stands for nothing here, known are {', '.join(sorted(known))}"
+    for key, target in recipients.targets.items():
+        if not target.mailbox or target.agent:
+            continue
+        domain = target.mailbox.rpartition("@")[2]
+        if domain == "{domain}":
+            continue  # one of ours, or the map would not have been asked
+        if parts_of(domain):
+            yield key, f"{target.mailbox} needs an agent beside it, as its domain is known only when mail comes"
+            continue
+        if covering_key(domains, domain_key(domain)) is None:
+            yield key, f"{target.mailbox} is not in one of our domains, so it needs an agent beside it"
+            continue
+        further = None if parts_of(target.mailbox) else recipients.named(parse_address(target.mailbox))
+        if further is not None and further.mailbox and further is not recipients.named(parse_address(further.mailbox)):
+            yield key, f"{target.mailbox} leads to yet another address, {further.mailbox}"

@@ -9,15 +9,16 @@ from smtpd.config.models import Config
 from smtpd.config.problems import Finding, Path, closest
 from smtpd.config.validation import Draft
 from smtpd.config.values import placeholders
+from smtpd.recipient_map import RecipientMap
 from smtpd.replies import all_replies
-
-DENY = "deny"
-"""The target in `[smtpd.recipients]` that refuses."""
+from smtpd.rewriting import DENY
+from smtpd.routing import covering_key, find_dead_ends
 
 
 def find_mistakes(config: Config, draft: Draft, *, files: bool) -> Iterator[Finding]:
     """Everything the server must not start with; `files`: also look whether files are there."""
     yield from _agents(config, draft)
+    yield from _recipients(config, draft)
     yield from _filters(config, draft)
     yield from _addresses(config)
     yield from _tls(config, draft)
@@ -40,7 +41,8 @@ def find_oddities(config: Config, draft: Draft) -> Iterator[Finding]:
         yield Finding(("listeners",), "names no listener, so nothing is served")
     if "*" in config.domains:
         yield Finding(("domains", "*"), "takes mail for every domain in the world, from anybody")
-    used = {*config.domains.values(), *config.recipients.values(), config.relay.agent if config.relay else ""}
+    used = {*config.domains.values(), config.relay.agent if config.relay else ""}
+    used |= {target.agent for target in config.recipients.values()}
     for name in draft.names["agents"] - used:
         yield Finding(("agents", name), "no domain, recipient or relay uses this agent")
     for name in draft.names["auth"] - set(config.auth.providers):
@@ -57,11 +59,25 @@ def _agents(config: Config, draft: Draft) -> Iterator[Finding]:
     for domain, agent in config.domains.items():
         if agent not in known:
             yield _unknown(("domains", domain), agent, known, "agent")
-    for pattern, agent in config.recipients.items():
-        if agent not in known and agent != DENY:
-            yield _unknown(("recipients", pattern), agent, known | {DENY}, "agent")
+    for pattern, target in config.recipients.items():
+        if target.agent and target.agent not in known:
+            yield _unknown(("recipients", pattern), target.agent, known | {DENY}, "agent")
     if config.relay is not None and config.relay.agent not in known:
         yield _unknown(("relay", "agent"), config.relay.agent, known, "agent")
+
+
+def _recipients(config: Config, draft: Draft) -> Iterator[Finding]:
+    if config.subaddress_folders and not config.subaddress_separator:
+        yield Finding(("subaddress_folders",), "needs a subaddress_separator")
+    if not draft.is_whole("domains"):
+        return
+    recipients = RecipientMap(
+        config.recipients,
+        separator=config.subaddress_separator,
+        case_sensitive=config.case_sensitive_local_parts,
+    )
+    for key, message in find_dead_ends(config.domains, recipients):
+        yield Finding(("recipients", key), message)
 
 
 def _filters(config: Config, draft: Draft) -> Iterator[Finding]:
@@ -137,16 +153,8 @@ def _postmaster(config: Config, draft: Draft) -> Iterator[Finding]:
         return
     if not address.domain:
         yield Finding(("postmaster",), "must have a domain")
-    elif draft.is_whole("domains") and not _is_ours(address.domain, config):
+    elif draft.is_whole("domains") and covering_key(config.domains, address.domain) is None:
         yield Finding(("postmaster",), f"its domain {address.domain} is not in [smtpd.domains]")
-
-
-def _is_ours(domain: str, config: Config) -> bool:
-    parents = [domain]
-    while "." in parents[-1]:
-        parents.append(parents[-1].partition(".")[2])
-    wildcards = {f"*.{parent}" for parent in parents[1:]}
-    return bool({domain, "*", *wildcards} & config.domains.keys())
 
 
 def _replies(config: Config) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from smtpd.config.values import (
     check_reply_text,
 )
 from smtpd.options import AgentOptions, Bytes, FilterOptions, Networks, Options, Seconds, Strings
+from smtpd.rewriting import WrittenTarget
 
 Count = Annotated[int, Field(ge=0)]
 Hostname = Annotated[str, AfterValidator(check_hostname)]
@@ -182,6 +183,9 @@ class Config(Options):
     """Whether a message from <> may have one recipient only; bounces never need more."""
     subaddress_separator: Separator = "+"
     """Character that starts the detail of `user+detail@domain`; empty: there are no details."""
+    subaddress_folders: bool = False
+    """Whether `user+detail@domain` is delivered into folder `detail` of `user@domain`; then whoever knows the address
+    can make folders. What is no plain folder name goes to the inbox."""
     case_sensitive_local_parts: bool = False
     """Whether User@ and user@ are different recipients."""
     limits: Limits = Limits()
@@ -195,9 +199,10 @@ class Config(Options):
     domains: dict[Annotated[str, AfterValidator(check_domain_key)], str] = {}
     """Domains of ours, each with the name of the agent its mail goes to: "example.com", "*.example.com"
     (every name below it), or "*" (anything; only sensible inside a closed network)."""
-    recipients: dict[Annotated[str, AfterValidator(check_recipient_key)], str] = {}
-    """Exceptions: "user@domain", "@domain" (everybody not named otherwise) or a pattern such as
-    "old-*@domain", each with the name of an agent, or "deny"."""
+    recipients: dict[Annotated[str, AfterValidator(check_recipient_key)], WrittenTarget] = {}
+    """Exceptions: "user@domain", "@domain" (everybody not named otherwise), a pattern such as "old-*@domain" or a
+    regular expression for the whole address such as '/(?P<user>.+)-(?P<folder>[a-z]+)@example\\.com/', each with the
+    name of an agent, "deny", another address of ours, or a table (`[smtpd.recipients."ADDRESS"]`)."""
     relay: Relay | None = None
     """See `[smtpd.relay]`."""
     agents: dict[str, SerializeAsAny[AgentOptions]] = {}

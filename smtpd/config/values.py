@@ -4,6 +4,7 @@ import re
 from string import Formatter
 
 from smtpd.addresses import AddressError, normalise_domain, parse_address
+from smtpd.recipient_map import compile_expression, is_expression
 
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _MAX_HOSTNAME = 253  # RFC 1035 §2.3.4, without the root's dot
@@ -36,10 +37,16 @@ def check_domain_key(value: str) -> str:
 
 
 def check_recipient_key(value: str) -> str:
-    """A key of `[smtpd.recipients]`: an address, "@domain" or a pattern; the domain comes back normalised."""
+    """A key of `[smtpd.recipients]`: an address, "@domain", a pattern or a regular expression between slashes.
+
+    The domain comes back normalised.
+    """
+    if is_expression(value):
+        compile_expression(value)
+        return value
     local, at, domain = value.rpartition("@")
     if not at:
-        raise ValueError('must be "user@domain", "@domain" or a pattern such as "old-*@domain"')
+        raise ValueError('must be "user@domain", "@domain" or a pattern such as "old-*@domain" or "/expression/"')
     if local and not any(sign in local for sign in "*?["):
         try:
             parse_address(f"{local}@example.com")

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from smtpd.config.listeners import Addresses
 from smtpd.config.schema import secret_fields
 from smtpd.options import Bytes, IPNetwork, Options, Seconds
+from smtpd.rewriting import WrittenTarget
 
 UNSET = "unset"
 
@@ -24,6 +25,7 @@ _SPECIAL: Mapping[object, str] = {
     Bytes: "size",
     IPNetwork: "network",
     Addresses: "text or list of text",
+    WrittenTarget: "text or table",
 }
 _PLAIN: Mapping[object, str] = {
     str: "text", int: "integer", float: "number", bool: "true or false", SecretStr: "secret text", type(None): UNSET,

@@ -20,6 +20,7 @@ from smtpd.policy import Filter
 from smtpd.reference.describe import Option, one_line, options_of, summary
 from smtpd.reference.own import Description, all_metrics, manual, metrics_of_plugin, own_plugins
 from smtpd.replies import all_replies
+from smtpd.rewriting import Target
 from smtpd.series import Counter, Gauge
 
 MADE = "<!-- Made from the code by `python -m smtpd.reference`; change the code, not this page. -->"
@@ -31,6 +32,7 @@ TABLES: tuple[tuple[str, type[Options]], ...] = (
     ("[smtpd.listeners.NAME]", Listener),
     ("[smtpd.tls]", TlsOptions),
     ("[[smtpd.tls.certificates]]", Certificate),
+    ('[smtpd.recipients."ADDRESS"]', Target),
     ("[smtpd.relay]", Relay),
     ("[smtpd.auth]", AuthOptions),
     ("[smtpd.metrics]", MetricsOptions),

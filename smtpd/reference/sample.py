@@ -21,6 +21,7 @@ from smtpd.options import FilterOptions, Options
 from smtpd.reference.describe import UNSET, Option, options_of, summary, to_toml, toml_key
 from smtpd.reference.own import manual, own_plugins
 from smtpd.reference.pages import own_options
+from smtpd.rewriting import Target
 
 _WIDTH = 100
 
@@ -146,9 +147,17 @@ _ROUTING = ("domains", "recipients")
 def _routing() -> Iterator[_Section]:
     sentences = {option.name: option.sentence for option in options_of(Config)}
     yield _Section("[smtpd.domains]", sentences["domains"], (), {"example.com": "mailstore"})
-    examples = {"nobody@example.com": "deny", "old-*@example.com": "deny", "@example.com": "mailstore"}
+    examples: dict[str, object] = {
+        "nobody@example.com": "deny",
+        "old-*@example.com": "deny",
+        "info@example.com": "alice@example.com",
+        r"/(?P<user>[a-z]+)-(?P<folder>[a-z]+)@example\.com/": {"mailbox": "{user}@example.com", "folder": "{folder}"},
+        "@example.com": {"agent": "mailstore", "mailbox": "{user}@mail.internal"},
+    }
     options = [Option(name, "", to_toml(target), "") for name, target in examples.items()]
     yield _Section("[smtpd.recipients]", sentences["recipients"], options)
+    values = {"agent": "mailstore", "mailbox": "shared@example.com", "folder": "Sales"}
+    yield _plain('[smtpd.recipients."sales@example.com"]', Target, values, commented=True)
     yield _plain("[smtpd.relay]", Relay, {"agent": "smarthost"}, commented=True)
 
 
