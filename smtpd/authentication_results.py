@@ -157,12 +157,11 @@ def _cut(text: str) -> str:
 
 def _to_ascii(text: str) -> str:
     local, at, domain = text.rpartition("@")
-    if "." in domain and not domain.isascii():
-        try:
-            text = f"{local}{at}{normalise_domain(domain)}"
-        except AddressError:
-            pass  # then it is just text
-    return text.encode("ascii", "replace").decode("ascii")
+    try:
+        name = domain if domain.isascii() or "." not in domain else normalise_domain(domain)
+    except AddressError:
+        name = domain  # it is just text
+    return f"{local}{at}{name}".encode("ascii", "replace").decode("ascii")
 
 
 def _field(*lines: str) -> bytes:

@@ -15,6 +15,10 @@ from smtpd.content import MAX_HEAD
 from smtpd.model import ContentSource
 from smtpd.replies import Refused
 
+MAX_FIELDS = (
+    100  # of Authentication-Results that are looked at; a message gathers one or a few at every border it passes
+)
+
 type Span = tuple[int, int]
 """Octets of the content: the first one, and the one behind the last."""
 
@@ -40,7 +44,8 @@ def without_forged_fields(content: ContentSource, authserv_id: str) -> ContentSo
 def forged_fields(head: bytes, authserv_id: str) -> list[Span]:
     """Where the fields are that pretend to be ours: whole lines with their folding, in order, never touching.
 
-    A first line that begins with a blank counts as a field: those who strip it would read it as one.
+    A first line that begins with a blank counts as a field: those who strip it would read it as one. Behind 100
+    fields of Authentication-Results every further one is in doubt and goes unread, so a hostile head takes little time.
     """
     leading = _BLANKS.match(head)
     blanks = leading.end() if leading is not None else 0
@@ -48,11 +53,12 @@ def forged_fields(head: bytes, authserv_id: str) -> list[Span]:
     if b"\nauthentication-results" not in lower and b"\nx-smtpd-" not in lower:
         return []
     spans: list[Span] = []
-    shift = blanks - 2
+    shift, seen = blanks - 2, 0
     for match in _OURS.finditer(lower):
         line_end = _END.search(head, match.end() + shift)
         stop, end = line_end.span() if line_end is not None else (len(head), len(head))
-        if match[1] is None or claims(head[match.end() + shift : stop], authserv_id):
+        seen += match[1] is not None
+        if match[1] is None or seen > MAX_FIELDS or claims(head[match.end() + shift : stop], authserv_id):
             start = match.start() + blanks if match.start() else 0
             if spans and spans[-1][1] == start:
                 start = spans.pop()[0]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from smtpd import replies
 from smtpd.content import MAX_HEAD, Content
-from smtpd.forgeries import WithoutFields, forged_fields, without_forged_fields
+from smtpd.forgeries import MAX_FIELDS, WithoutFields, forged_fields, without_forged_fields
 from smtpd.limits import ContentBudget
 from smtpd.model import Message
 from smtpd.replies import Refused
@@ -169,6 +169,14 @@ def test_nobody_hides_a_field_behind_a_long_header_section(end: bytes, piece: in
     with pytest.raises(Refused) as refused:
         without_forged_fields(content, OURS)
     assert refused.value.reply.key == replies.HEADER_TOO_BIG.key
+
+
+def test_behind_many_fields_all_are_in_doubt() -> None:
+    honest, subject = b"Authentication-Results: other.example; none\r\n", b"Subject: a\r\n"
+    head = honest * MAX_FIELDS + subject
+    assert forged_fields(head + b"\r\n", OURS) == []
+    assert forged_fields(head + honest + honest + b"\r\n", OURS) == [(len(head), len(head + honest + honest))]
+    assert forged_fields(head + b"X-Smtpd-A: b\r\n" + b"\r\n", OURS) == [(len(head), len(head) + 14)]
 
 
 def test_a_million_octets_of_forged_fields_vanish() -> None:
