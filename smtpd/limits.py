@@ -48,6 +48,19 @@ class ConnectionLimits:
             self._per_client[client] = held - 1
         self.active -= 1
 
+    def move(self, old: str, new: str) -> ConnectionRefusal | None:
+        """Count an admitted connection for another address; "address" leaves it where it was."""
+        client = _client(new)
+        held = self._per_client.get(client, 0)
+        if client == _client(old):
+            return None
+        if self.per_ip and held >= self.per_ip:
+            return "address"
+        self.release(old)
+        self._per_client[client] = held + 1
+        self.active += 1
+        return None
+
     @property
     def clients(self) -> int:
         """How many different clients are connected."""

@@ -18,6 +18,7 @@ import re
 import time
 import traceback
 from collections.abc import Callable, Collection, Mapping
+from copy import copy
 from hashlib import blake2b
 from json.encoder import encode_basestring_ascii
 from typing import Literal, Protocol, TypeGuard
@@ -124,6 +125,12 @@ class Log:
         """Something is broken; `exception` brings its traceback. Written at once."""
         self._output.add(self._lines.line("error", event, fields, exception))
         self._output.flush()
+
+    def without_connections(self) -> Log:
+        """The same log, where opening and closing a connection is worth no line."""
+        quieter = copy(self)
+        quieter.wants_connections = False
+        return quieter
 
     def flush(self) -> None:
         """Write what has been collected."""

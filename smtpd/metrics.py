@@ -71,6 +71,12 @@ CONNECTIONS_REFUSED = Counter(
 DROPPED = Counter(
     "smtpd_dropped_total", "Connections cut because the peer did not speak SMTP. reason says what it did.", ("reason",)
 )
+PROXY_HEADERS = Counter(
+    "smtpd_proxy_headers_total",
+    "Connections from load balancers. kind is proxied (a client's address was told), local (the balancer's health "
+    "check), unknown (a client it cannot describe), or none (closed without a header).",
+    ("listener", "kind"),
+)
 TLS_CONNECTIONS = Counter(
     "smtpd_tls_connections_total",
     "TLS handshakes completed. version is TLSv1.2, TLSv1.3 or other.",
@@ -113,8 +119,8 @@ DELIVERY_SECONDS = Histogram(
 )
 
 SERVER_METRICS: tuple[Description, ...] = (
-    CONNECTIONS, CONNECTIONS_ACTIVE, CONNECTIONS_REFUSED, DROPPED, TLS_CONNECTIONS, AUTH_ATTEMPTS, COMMAND_SECONDS,
-    MESSAGES_RECEIVED, MESSAGES_REJECTED, MESSAGE_BYTES, DELIVERY_SECONDS,
+    CONNECTIONS, CONNECTIONS_ACTIVE, CONNECTIONS_REFUSED, DROPPED, PROXY_HEADERS, TLS_CONNECTIONS, AUTH_ATTEMPTS,
+    COMMAND_SECONDS, MESSAGES_RECEIVED, MESSAGES_REJECTED, MESSAGE_BYTES, DELIVERY_SECONDS,
 )  # fmt: skip
 
 
@@ -256,6 +262,7 @@ class Meters:
         self._active = metrics.gauge(CONNECTIONS_ACTIVE).labels(listener)
         self._refused = metrics.counter(CONNECTIONS_REFUSED)
         self._dropped = metrics.counter(DROPPED)
+        self._proxy_headers = metrics.counter(PROXY_HEADERS)
         self._tls = metrics.counter(TLS_CONNECTIONS)
         self._auth = metrics.counter(AUTH_ATTEMPTS)
         self._received = metrics.counter(MESSAGES_RECEIVED)
@@ -292,6 +299,10 @@ class Meters:
     def dropped(self, reason: str) -> None:
         """The peer did not speak SMTP; `reason` is a name of ours ("http", "tls-hello", ...)."""
         self._dropped.labels(self._drop_reasons.label(reason)).inc()
+
+    def proxy_header(self, kind: Literal["proxied", "local", "unknown", "none"]) -> None:
+        """A load balancer has introduced a connection."""
+        self._proxy_headers.labels(self._listener, kind).inc()
 
     def tls(self, version: str) -> None:
         """A handshake was completed; `version` as in "TLSv1.3"."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from typing import Any
 
+from smtpd.acceptor import Acceptor
 from smtpd.config import Config
 from smtpd.exporter import Exporter
 from smtpd.generation import AgentMaker, FilterMaker, Generation, OwnParts, check
@@ -60,7 +61,7 @@ class Server:
         self._certificates: Certificates | None = None
         self._generation: Generation | None = None
         self._gates: dict[str, Gate] = {}
-        self._listening: dict[str, list[asyncio.Server]] = {}
+        self._listening: dict[str, list[asyncio.Server | Acceptor]] = {}
         self._exporter: Exporter | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._watch: asyncio.Task[None] | None = None
@@ -199,7 +200,7 @@ class Server:
         for name, service in generation.services.items():
             if name in self._gates:
                 self._gates[name].service = service
-            if name not in self._listening or config.listeners[name].address != self.config.listeners[name].address:
+            if self._needs_restart(name, config):
                 self.log.warning("restart-needed", listener=name, problem="it listens only after a restart")
         self._limits.total = config.limits.connections
         self._limits.per_ip = config.limits.connections_per_ip
@@ -208,6 +209,13 @@ class Server:
         self.log.info("reloaded")
         if old is not None:
             self.spawn(self._retire(old))
+
+    def _needs_restart(self, name: str, config: Config) -> bool:
+        """Whether a listener cannot do what this configuration says with the sockets it has."""
+        sockets, wanted = self._listening.get(name, ()), config.listeners[name]
+        reads_headers = any(isinstance(listening, Acceptor) for listening in sockets)
+        new_place = not sockets or wanted.address != self.config.listeners[name].address
+        return new_place or (bool(wanted.proxy_protocol) and not reads_headers)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something nobody waits for; an exception is logged, and `stop` waits for it."""
@@ -246,16 +254,17 @@ class Server:
         for name, service in self._generation.services.items():
             gate = self._gates[name] = Gate(service, self._limits, self._certificates)
             for opened in self._sockets[name]:
-                kind = loop.create_unix_server if opened.family == socket.AF_UNIX else loop.create_server
-                factory = _connection_factory(gate, loop)
-                self._listening.setdefault(name, []).append(await kind(factory, sock=opened, backlog=BACKLOG))
-                mode = self.config.listeners[name].mode
-                self.log.info("listening", listener=name, address=describe(opened), mode=mode)
+                listener = self.config.listeners[name]
+                listen = _accept if listener.proxy_protocol else _listen
+                self._listening.setdefault(name, []).append(await listen(gate, opened, loop))
+                self.log.info("listening", listener=name, address=describe(opened), mode=listener.mode)
 
     def _close_listeners(self, *names: str) -> None:
         for name in names:
             for listening in self._listening.pop(name, ()):
                 listening.close()
+                if isinstance(listening, Acceptor):
+                    self.spawn(listening.wait_closed())
             self._gates[name].is_draining = True
 
     async def _until_idle(self, seconds: float, *, now: bool) -> None:
@@ -298,5 +307,12 @@ class Server:
         return await self._generation.problems() if self._generation is not None else ["not started"]
 
 
-def _connection_factory(gate: Gate, loop: asyncio.AbstractEventLoop) -> Callable[[], Connection]:
-    return lambda: Connection(gate, loop)
+async def _listen(gate: Gate, opened: socket.socket, loop: asyncio.AbstractEventLoop) -> asyncio.Server:
+    kind = loop.create_unix_server if opened.family == socket.AF_UNIX else loop.create_server
+    return await kind(lambda: Connection(gate, loop), sock=opened, backlog=BACKLOG)
+
+
+async def _accept(gate: Gate, opened: socket.socket, loop: asyncio.AbstractEventLoop) -> Acceptor:
+    acceptor = Acceptor(gate, opened, loop)
+    acceptor.start(BACKLOG)
+    return acceptor

@@ -8,15 +8,17 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
-from typing import Literal, TypeGuard
+from typing import Any, TypeGuard
 
 from smtpd import replies, tls
 from smtpd.channel import Channel, Disconnected
 from smtpd.conversation import Conversation
 from smtpd.limits import ConnectionLimits
 from smtpd.model import IPAddress, Session, TlsInfo, new_id
+from smtpd.proxy import V1_START, V2_START, Origin
 from smtpd.replies import Reply
 from smtpd.service import Service
 
@@ -51,6 +53,27 @@ class Gate:
             return replies.TOO_MANY_CONNECTIONS(hostname=hostname)
         return replies.TOO_MANY_FROM_ADDRESS(hostname=hostname, ip=ip)
 
+    def expects_header(self, ip: IPAddress) -> bool:
+        """Whether connections from this address begin with a PROXY header."""
+        service = self.service
+        return any(ip in network for network in service.config.listeners[service.listener].proxy_protocol)
+
+    def move(self, old: str, new: str) -> Reply | None:
+        """Count a connection for another address from now on, or say why not; then it stays where it was."""
+        reason = self.limits.move(old, new)
+        if reason is None:
+            self.service.meters.disconnected()
+            self.service.meters.connected(new)
+            return None
+        self.service.meters.refused_connection(reason)
+        return replies.TOO_MANY_FROM_ADDRESS(hostname=self.service.config.hostname, ip=new)
+
+    def dropped(self, reason: str, ip: str | None, problem: str = "") -> None:
+        """Count and log that a connection is cut because its peer does not speak our protocol."""
+        details: dict[str, Any] = {"problem": problem} if problem else {}
+        self.service.meters.dropped(reason)
+        self.service.log.warning("dropped", listener=self.service.listener, ip=ip, reason=reason, **details)
+
     def context(self) -> ssl.SSLContext:
         """The TLS context for a handshake that begins now."""
         assert self.certificates is not None
@@ -67,13 +90,18 @@ class Gate:
 
 
 class Connection(asyncio.Protocol):
-    """One client. Feeds its channel, and is the transport of that channel."""
+    """One client. Feeds its channel, and is the transport of that channel.
 
-    __slots__ = ("_channel", "_gate", "_hang_up", "_ip", "_is_new", "_loop", "_transport")
+    `origin` is what the PROXY header said, None where there was none.
+    """
 
-    def __init__(self, gate: Gate, loop: asyncio.AbstractEventLoop) -> None:
+    __slots__ = ("_channel", "_gate", "_hang_up", "_ip", "_is_new", "_loop", "_origin", "_start", "_transport")
+
+    def __init__(self, gate: Gate, loop: asyncio.AbstractEventLoop, origin: Origin | None = None) -> None:
         self._gate = gate
         self._loop = loop
+        self._origin = origin
+        self._start = b""
         self._transport: asyncio.Transport | None = None
         self._channel: Channel | None = None
         self._ip: str | None = None
@@ -85,14 +113,17 @@ class Connection(asyncio.Protocol):
         assert _is_transport(transport)
         self._transport = transport
         gate, service = self._gate, self._gate.service
-        text, port = _address(transport, "peername")
-        ip, text = _parsed(text)
+        ip, text, port = address_of(transport.get_extra_info("peername"))
+        local_ip, local_port = _name(transport.get_extra_info("sockname"))
+        origin = self._origin
+        if origin is not None and origin.source is not None:
+            ip, text, port = origin.source, str(origin.source), origin.source_port
+            local_ip, local_port = str(origin.destination), origin.destination_port
         if refusal := gate.refusal(text):
             self._turn_away(refusal, text)
             return
         self._ip = text
         service.meters.connected(text)
-        local_ip, local_port = _address(transport, "sockname")
         session = Session(
             id=new_id(),
             listener=service.listener,
@@ -106,31 +137,42 @@ class Connection(asyncio.Protocol):
         channel = self._channel = Channel(self, self._loop)
         channel.on_finished = self._finished
         gate.channels[channel] = service
+        if self._is_check:
+            service = replace(service, log=service.log.without_connections())
         channel.start(Conversation(channel, session, service).run())
+
+    @property
+    def _is_check(self) -> bool:
+        """The balancer only looks whether we live, every second or so: not worth a line."""
+        return self._origin is not None and self._origin.kind == "local"
 
     def _turn_away(self, refusal: Reply, ip: str) -> None:
         service, trace = self._gate.service, new_id()
         if service.switches.tls != "implicit":  # nobody could read it there
             self.write(refusal.encode(trace, service.texts))
-        why = str(refusal)
-        service.log.info(
-            "refused", listener=service.listener, ip=ip, trace=trace, at="CONNECT", reply=why, reason=refusal.key
-        )
+        why, log = str(refusal), service.log.debug if self._is_check else service.log.info
+        log("refused", listener=service.listener, ip=ip, trace=trace, at="CONNECT", reply=why, reason=refusal.key)
         self.close()
 
     def data_received(self, data: bytes) -> None:
         """Octets came, decrypted."""
         if self._channel is None:
             return
-        if self._is_new:
-            self._is_new = False
-            if data.startswith(_TLS_RECORD) and self._gate.service.switches.tls != "implicit":
-                service = self._gate.service
-                service.meters.dropped("tls-on-plain-port")
-                service.log.info("dropped", listener=service.listener, ip=self._ip, reason="tls-on-plain-port")
-                self.abort()
-                return
+        if self._is_new and (reason := self._misplaced(data)):
+            self._gate.dropped(reason, self._ip)
+            self.abort()
+            return
         self._channel.feed(data)
+
+    def _misplaced(self, data: bytes) -> str | None:
+        """Look at the first octets: what they are instead of SMTP, None for what may go on."""
+        start = self._start = self._start + data[: len(V2_START)]
+        self._is_new = V1_START.startswith(start) or V2_START.startswith(start)
+        if start.startswith((V1_START, V2_START)):
+            return "proxy-not-expected"  # it would speak for others, and nobody has allowed it to
+        if start.startswith(_TLS_RECORD) and self._gate.service.switches.tls != "implicit":
+            return "tls-on-plain-port"
+        return None
 
     def eof_received(self) -> bool:
         """The client closed its sending side; it may still read our replies."""
@@ -207,9 +249,10 @@ class Connection(asyncio.Protocol):
                 ssl_handshake_timeout=service.config.timeouts.tls_handshake or None,
             )
         except (OSError, tls.TlsError) as error:
-            service.meters.dropped("tls-handshake")
-            problem = str(error) or "the client hung up"
-            service.log.info("tls-failed", listener=service.listener, ip=self._ip, problem=problem)
+            if not self._is_check:
+                service.meters.dropped("tls-handshake")
+                problem = str(error) or "the client hung up"
+                service.log.info("tls-failed", listener=service.listener, ip=self._ip, problem=problem)
             self._transport.abort()
             raise Disconnected from error
         if transport is None:
@@ -218,6 +261,14 @@ class Connection(asyncio.Protocol):
         connection = transport.get_extra_info("ssl_object")
         assert isinstance(connection, ssl.SSLObject)
         return tls.describe(connection)
+
+    def readdress(self, ip: str) -> Reply | None:
+        """See carrier.Transport."""
+        assert self._ip is not None
+        refusal = self._gate.move(self._ip, ip)
+        if refusal is None:
+            self._ip = ip
+        return refusal
 
     def _release(self) -> None:
         if self._ip is not None:
@@ -237,9 +288,13 @@ def _is_transport(transport: asyncio.BaseTransport) -> TypeGuard[asyncio.Transpo
     return hasattr(transport, "write")  # uvloop's classes do not derive from asyncio's
 
 
-def _address(transport: asyncio.BaseTransport, which: Literal["peername", "sockname"]) -> tuple[str, int]:
-    """Address and port of one end; 127.0.0.1 and 0 for a unix socket."""
-    name = transport.get_extra_info(which)
+def address_of(name: object) -> tuple[IPAddress, str, int]:
+    """Address, the same as text, and port of a socket's name; 127.0.0.1 and 0 for a unix socket."""
+    text, port = _name(name)
+    return (*_parsed(text), port)
+
+
+def _name(name: object) -> tuple[str, int]:
     return (name[0], name[1]) if isinstance(name, tuple) else (_LOCAL_SOCKET, 0)
 
 

@@ -126,6 +126,12 @@ class Stage:
         self._log.flush()
         return [entry for entry in self._lines.entries if entry["event"] == event]
 
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """All log lines."""
+        self._log.flush()
+        return self._lines.entries
+
     def count(self, metric: str, **labels: str) -> float:
         """What a scrape would show."""
         return self.server.metrics.registry.get_sample_value(metric, labels) or 0.0

@@ -60,6 +60,26 @@ def test_release_without_admission_is_an_error() -> None:
         ConnectionLimits(total=0, per_ip=0).release("192.0.2.1")
 
 
+def test_a_connection_can_move_to_another_address() -> None:
+    limits = ConnectionLimits(total=2, per_ip=1)
+    assert limits.admit("192.0.2.1") is None
+    assert limits.admit("192.0.2.2") is None
+    assert limits.move("192.0.2.1", "192.0.2.2") == "address"
+    assert limits.move("192.0.2.1", "192.0.2.3") is None
+    assert (limits.active, limits.clients) == (2, 2)
+    limits.release("192.0.2.3")
+    assert limits.admit("192.0.2.1") is None
+    with pytest.raises(ValueError, match=r"192\.0\.2\.3"):
+        limits.release("192.0.2.3")
+
+
+def test_moving_inside_one_network_is_no_move() -> None:
+    limits = ConnectionLimits(total=0, per_ip=1)
+    limits.admit("2001:db8::1")
+    assert limits.move("2001:db8::1", "2001:db8::2") is None
+    assert (limits.active, limits.clients) == (1, 1)
+
+
 def test_content_budget_takes_all_or_nothing() -> None:
     budget = ContentBudget(100)
     assert budget.take(60)

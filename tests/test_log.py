@@ -91,6 +91,15 @@ def test_connection_lines_are_wanted_only_when_switched_on(memory: Memory) -> No
     assert not make(memory, Options(connections=True, level="warning")).wants_connections
 
 
+def test_without_connections_everything_else_is_still_written(memory: Memory) -> None:
+    log = make(memory, Options(connections=True))
+    quieter = log.without_connections()
+    quieter.info("message")
+    log.flush()
+    assert [line["event"] for line in memory.lines] == ["message"]
+    assert (log.wants_connections, quieter.wants_connections) == (True, False)
+
+
 def test_a_field_cannot_replace_the_fixed_ones(memory: Memory) -> None:
     make(memory).info("real", time="never", level="error", event="forged")
     assert memory.lines[0]["event"] == "real"

@@ -148,6 +148,7 @@ def test_every_metric_the_server_promises_exists_with_its_labels() -> None:
         "smtpd_connections_total": ("listener", "ip"),
         "smtpd_connections_active": ("listener",),
         "smtpd_connections_refused_total": ("listener", "reason"),
+        "smtpd_proxy_headers_total": ("listener", "kind"),
         "smtpd_dropped_total": ("reason",),
         "smtpd_tls_connections_total": ("listener", "version"),
         "smtpd_messages_received_total": ("listener", "recipient_domain"),
@@ -163,6 +164,7 @@ def test_every_server_metric_shows_after_its_meter_moved(metrics: Metrics, meter
     meters.connected("192.0.2.1")
     meters.refused_connection("total")
     meters.dropped("http")
+    meters.proxy_header("proxied")
     meters.tls("TLSv1.3")
     meters.auth("plain", "ok")
     meters.command("MAIL", 0.002)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
-from smtpd.options import Bytes, Options
+from smtpd.options import Bytes, Networks, Options
 
 Mode = Literal["smtp", "smtps", "submission", "alt"]
 Tls = Literal["off", "starttls", "implicit"]
@@ -115,6 +115,13 @@ class Listener(Options):
     """Whether clients are asked for a certificate that `[smtpd.tls] client_ca_file` signed; unset: off."""
     max_message_size: Bytes | None = None
     """Biggest message here, bytes; unset: as in `[smtpd]`."""
+
+    proxy_protocol: Networks = ()
+    """Load balancers: networks whose connections begin with a PROXY header (version 1 or 2), which names the
+    client. One that does not come within 5 s, or from elsewhere, ends the connection."""
+    xclient: Networks = ()
+    """Networks that may name the client with XCLIENT, as Postfix and nginx do; it earns no login (LOGIN= is
+    read and ignored)."""
 
     def switches(self) -> Switches:
         """The preset of the mode with this listener's own keys laid over it."""

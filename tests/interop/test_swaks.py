@@ -124,3 +124,25 @@ def test_nobody_relays_from_the_own_machine(serve: Serve, swaks: Swaks) -> None:
     assert server.wait_for("refused")["reason"] == "relay-denied"
     ran = swaks(server, "alt", to="bob@elsewhere.test", expect=24)
     assert "550 5.7.1" in ran.output
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+@pytest.mark.parametrize(
+    ("family", "source", "destination"),
+    [("4", "203.0.113.50", "192.0.2.1"), ("6", "2001:db8::50", "2001:db8::1")],
+    ids=["IPv4", "IPv6"],
+)
+@pytest.mark.parametrize(("listener", "how"), [("smtp", "--tls"), ("smtps", "--tls-on-connect")])
+def test_load_balancer_names_the_client(
+    serve: Serve, swaks: Swaks, version: str, family: str, source: str, destination: str, listener: str, how: str
+) -> None:
+    balanced = {name: {"proxy_protocol": ["127.0.0.1"]} for name in ("smtp", "smtps")}
+    server = serve({"smtpd": {"listeners": {**balanced, "smtps": {**balanced["smtps"], "auth": "off"}}}})
+    ports = ("--proxy-source-port", "5555", "--proxy-dest-port", "25")
+    addresses = ("--proxy-source", source, "--proxy-dest", destination, *ports)
+    names = {"1": f"TCP{family}", "2": "AF_INET6" if family == "6" else "AF_INET"}
+    kind = ("--proxy-protocol", "STREAM", "--proxy-command", "PROXY") if version == "2" else ()
+    swaks(server, listener, how, "--proxy-version", version, "--proxy-family", names[version], *kind, *addresses)
+    shown = f"IPv6:{source}" if family == "6" else source
+    assert the_only_mail(server).received.startswith(f"from client.test ([{shown}]) by mx.test ")
+    assert server.wait_for("message")["ip"] == source
