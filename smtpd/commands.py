@@ -22,11 +22,13 @@ MAX_MAIL_LINE = MAX_LINE + 26 + 17 + 10 + 500 + 5
 """Octets of a MAIL line with every parameter that can be in force, CRLF included."""
 MAX_AUTH_LINE = 12288
 """Octets of an AUTH line and of each line of its exchange, CRLF included (RFC 4954 §4)."""
+MAX_XCLIENT_LINE = 1024
+"""Octets of an XCLIENT line, CRLF included; Postfix tells its clients to stay below 512, not all of them do."""
 
 REMEMBERED = 2048
 """Lines whose meaning is remembered: the same senders and recipients come again and again."""
 
-_LIMITS = {b"MAIL": MAX_MAIL_LINE, b"AUTH": MAX_AUTH_LINE}
+_LIMITS = {b"MAIL": MAX_MAIL_LINE, b"AUTH": MAX_AUTH_LINE, b"XCLI": MAX_XCLIENT_LINE}
 _EXTENSION_OF = {"SIZE": "SIZE", "BODY": "8BITMIME", "SMTPUTF8": "SMTPUTF8", "AUTH": "AUTH", "PRDR": "PRDR"}
 _PRINTABLE = bytes(range(0x20, 0x7F))
 _EIGHT_BIT = bytes(range(0x80, 0x100))
