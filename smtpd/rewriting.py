@@ -140,7 +140,7 @@ class Rewriting:
             return template
         if not all(_NAME.fullmatch(values[name]) for name in parts_of(template)):
             return ""
-        return plain_folder(_filled(template, values))
+        return _short(_filled(template, values))
 
 
 def make_mailbox(local: str, domain: str) -> Address | None:
@@ -158,9 +158,12 @@ def make_mailbox(local: str, domain: str) -> Address | None:
 
 
 def plain_folder(text: str) -> str:
-    """The name if it is one that every store takes as a folder, else "", the inbox."""
-    fits = len(text) <= _LONGEST_FOLDER and _FOLDER.fullmatch(text) is not None
-    return text if fits and text.lower() != _INBOX else ""
+    """What a sender wrote, if it is a name of one level that every store takes as a folder; else "", the inbox."""
+    return _short(text) if _NAME.fullmatch(text) is not None else ""
+
+
+def _short(folder: str) -> str:
+    return folder if len(folder) <= _LONGEST_FOLDER and folder.lower() != _INBOX else ""
 
 
 def _filled(template: str, values: Mapping[str, str]) -> str:

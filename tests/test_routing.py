@@ -1,35 +1,46 @@
+from collections.abc import Mapping
+
 import pytest
 
 from smtpd.addresses import Address, parse_address, parse_path
 from smtpd.model import Recipient
 from smtpd.replies import Reply
+from smtpd.rewriting import Target
 from smtpd.routing import Router
 
 DOMAINS = {"example.com": "store", "*.example.com": "wild", "*.deep.example.com": "deep", "Bücher.example": "books"}
 
 
 def router(
-    recipients: dict[str, str] | None = None,
+    recipients: Mapping[str, Target | str] | None = None,
     *,
     domains: dict[str, str] = DOMAINS,
     relay: str | None = None,
     postmaster: str = "",
     separator: str = "+",
     case_sensitive: bool = False,
+    subaddress_folders: bool = False,
 ) -> Router:
     return Router(
-        domains, recipients or {}, relay, postmaster=postmaster, separator=separator, case_sensitive=case_sensitive
+        domains,
+        recipients or {},
+        relay,
+        postmaster=postmaster,
+        separator=separator,
+        case_sensitive=case_sensitive,
+        subaddress_folders=subaddress_folders,
     )
 
 
 def ask(target: Router, text: str, *, authenticated: bool = False) -> str:
-    """The agent, "agent -> mailbox", or code and status."""
+    """The agent, "agent -> mailbox [folder]", or code and status."""
     address, _ = parse_path(f"<{text}>")
     answer = target.route(address, authenticated=authenticated)
     if isinstance(answer, Reply):
         return f"{answer.code} {answer.status}"
     assert answer.address is address
-    return f"{answer.agent} -> {answer.mailbox}" if answer.mailbox else answer.agent
+    mailbox = f" -> {answer.mailbox}" if answer.mailbox else ""
+    return f"{answer.agent}{mailbox}" + (f" [{answer.folder}]" if answer.folder else "")
 
 
 @pytest.mark.parametrize(
@@ -167,6 +178,123 @@ def test_map_cannot_lead_outside_or_in_a_circle() -> None:
         router({"a@example.com": "b@example.com", "b@example.com": "a@example.com"})
 
 
+def test_map_cannot_lead_further_than_one_step() -> None:
+    with pytest.raises(ValueError, match="yet another address"):
+        router({"a@example.com": "b@example.com", "b@example.com": "c@example.com", "c@example.com": "c@example.com"})
+    assert ask(router({"b@example.com": "b@example.com", "a@example.com": "b@example.com"}), "a@example.com") == (
+        "store -> b@example.com"
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "complaint"),
+    [
+        (Target(mailbox="{user}@mail.internal"), "needs an agent beside it"),
+        (Target(mailbox="{user}@{domain}.internal"), "needs an agent beside it"),
+        (Target(mailbox="{usr}@example.com"), "{usr} stands for nothing here"),
+        (Target(folder="{folder}"), "{folder} stands for nothing here"),
+    ],
+)
+def test_target_that_leads_nowhere_is_a_mistake(target: Target, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        router({"@example.com": target})
+
+
+def test_store_can_be_asked_for_another_mailbox_than_the_client_named() -> None:
+    target = router({"@example.com": Target(agent="lmtp", mailbox="{user}@mail.internal")})
+    assert ask(target, "Bob+x@example.com") == "lmtp -> Bob@mail.internal"
+    target = router({"@*.example.com": Target(mailbox="{user}.{detail}@{domain}")})
+    assert ask(target, "bob+x@q.example.com") == "wild -> bob.x@q.example.com"
+    target = router({"@example.com": Target(mailbox="{local}@a.deep.example.com")})
+    assert ask(target, "bob+x@example.com") == "deep -> bob+x@a.deep.example.com"
+
+
+def test_mailbox_of_the_map_has_the_agent_that_the_map_gives_it() -> None:
+    target = router({"bob@example.com": "special", "info@example.com": Target(mailbox="bob@example.com")})
+    assert ask(target, "info@example.com") == "special -> bob@example.com"
+
+
+def test_alias_may_lead_to_an_address_that_is_closed_for_the_world() -> None:
+    target = router({"hidden@example.com": "deny", "info@example.com": "hidden@example.com"})
+    assert ask(target, "hidden@example.com") == "550 5.1.1"
+    assert ask(target, "info@example.com") == "store -> hidden@example.com"
+
+
+@pytest.mark.parametrize("text", ["a/b@example.com", '"a..b"@example.com', '"..+x"@example.com', '"@x"@example.com'])
+def test_address_that_would_make_an_unsafe_mailbox_is_unknown(text: str) -> None:
+    assert ask(router({"@example.com": Target(mailbox="{user}@example.com")}), text) == "550 5.1.1"
+
+
+def test_parts_of_an_address_put_in_another_order_make_no_route() -> None:
+    target = router({"@example.com": Target(agent="lmtp", mailbox="{detail}{user}@mail.internal")})
+    assert ask(target, "%x+y@example.com") == "550 5.1.1"
+    assert ask(target, "x+y@example.com") == "lmtp -> yx@mail.internal"
+    target = router({"/(?P<rest>.+)@example.com/": Target(agent="lmtp", mailbox="y{rest}@mail.internal")})
+    assert ask(target, "%x@example.com") == "550 5.1.1"
+    assert ask(target, "x@example.com") == "lmtp -> yx@mail.internal"
+
+
+def test_expression_does_not_name_what_once_made_hosts_relay() -> None:
+    target = router({r"/.+@example\.com/": "one", "a%b@example.com": "two"}, relay="smarthost")
+    assert ask(target, "ann@example.com") == "one"
+    assert ask(target, "ann%x.test@example.com") == "550 5.7.1"
+    assert ask(target, "a%b@example.com") == "two"
+
+
+def test_captured_groups_become_mailbox_and_folder() -> None:
+    expression = r"/^(?P<user>[a-z]+)-(?P<box>.+)@example\.com$/"
+    target = router({expression: Target(mailbox="{user}@example.com", folder="Lists/{box}"), "@example.com": "deny"})
+    assert ask(target, "Bob-News@EXAMPLE.com") == "store -> bob@example.com [Lists/news]"
+    assert ask(target, "bob-a/b@example.com") == "store -> bob@example.com"
+    assert ask(target, "bob-a.b@example.com") == "store -> bob@example.com"
+    assert ask(target, "bob@example.com") == "550 5.1.1"
+
+
+def test_deny_pattern_beats_an_expression_below_it_and_the_catch_all() -> None:
+    target = router({"@example.com": "one", "old-*@example.com": "deny", r"/old-.*@example\.com/": "two"})
+    assert ask(target, "old-x@example.com") == "550 5.1.1"
+    assert ask(target, "new-x@example.com") == "one"
+
+
+def test_detail_is_a_folder_only_when_asked_for() -> None:
+    assert ask(router(), "bob+Tag@example.com") == "store"
+    target = router(subaddress_folders=True)
+    assert ask(target, "Bob+Tag@example.com") == "store -> Bob@example.com [Tag]"
+    assert ask(target, "bob@example.com") == "store"
+    assert ask(target, "bob+@example.com") == "store"
+    assert ask(target, "+tag@example.com") == "store"
+    assert ask(target, "bob+a.b@example.com") == "store"
+    assert ask(target, '"bob+../../x"@example.com') == "store"
+    assert ask(target, '"..+tag"@example.com') == "store"
+    assert ask(target, "bob+tag@elsewhere.test") == "550 5.7.1"
+
+
+def test_detail_of_the_mailbox_counts_and_a_named_address_has_none() -> None:
+    recipients = {
+        "info@example.com": "bob+Info@example.com",
+        "ann-marie@example.com": "one",
+        "carl@example.com": "two",
+        "dora@example.com": Target(folder=""),
+        "old@example.com": Target(agent="lmtp", mailbox="{local}@mail.internal"),
+    }
+    assert ask(router(recipients, subaddress_folders=True), "info+x@example.com") == "store -> bob@example.com [Info]"
+    assert ask(router(recipients, subaddress_folders=True), "carl+x@example.com") == "two -> carl@example.com [x]"
+    assert ask(router(recipients, subaddress_folders=True), "dora+x@example.com") == "store"
+    assert ask(router(recipients, subaddress_folders=True), "old+x@example.com") == "lmtp -> old@mail.internal [x]"
+    assert ask(router(recipients, subaddress_folders=True, separator="-"), "ann-marie@example.com") == "one"
+    assert ask(router(recipients, subaddress_folders=True, separator="-"), "ann-x@example.com") == (
+        "store -> ann@example.com [x]"
+    )
+
+
+def test_folder_of_the_map_takes_the_place_of_the_detail() -> None:
+    target = router({"bob+list@example.com": Target(folder="Lists/bob"), "bob@example.com": Target(folder="Rest")})
+    assert ask(target, "bob+list@example.com") == "store -> bob@example.com [Lists/bob]"
+    assert ask(target, "bob@example.com") == "store [Rest]"
+    target = router({"list@example.com": Target(mailbox="bob+x@example.com", folder="Lists")})
+    assert ask(target, "list@example.com") == "store -> bob+x@example.com [Lists]"
+
+
 def test_mapped_local_part_may_hold_what_looks_like_a_route() -> None:
     assert ask(router({"a%b@example.com": "one"}), "a%b@example.com") == "one"
 
@@ -207,6 +335,20 @@ def test_postmaster_of_one_domain_can_be_mapped() -> None:
     assert answer.exempt
 
 
+def test_mail_to_postmaster_goes_one_step_through_the_map() -> None:
+    mapped = {"root@example.com": Target(mailbox="bob@x.example.com", folder="Root")}
+    assert ask(router(mapped, postmaster="root@example.com"), "Postmaster") == "wild -> bob@x.example.com [Root]"
+    closed = router({"root@example.com": "deny"}, postmaster="root@example.com")
+    assert ask(closed, "postmaster@example.com") == "store -> root@example.com"
+
+
+def test_postmaster_is_reached_even_if_its_mailbox_cannot_be_made() -> None:
+    target = router({"postmaster@example.com": Target(mailbox="{detail}@example.com")})
+    answer = target.route(parse_address("postmaster@example.com"), authenticated=False)
+    assert isinstance(answer, Recipient)
+    assert (answer.agent, answer.mailbox, answer.exempt) == ("store", None, True)
+
+
 def test_ordinary_recipient_is_not_exempt() -> None:
     answer = router(postmaster="root@example.com").route(parse_address("root@example.com"), authenticated=False)
     assert isinstance(answer, Recipient)
@@ -225,3 +367,34 @@ def test_ordinary_recipient_is_not_exempt() -> None:
 def test_metric_label_is_a_configured_domain_or_other(text: str, label: str) -> None:
     assert router().metric_domain(parse_address(text)) == label
     assert router().metric_domain(Address("Postmaster", "", "Postmaster")) == "other"
+
+
+def test_explanation_shows_each_step_and_says_what_route_says() -> None:
+    target = router({"old-*@example.com": "deny", "@example.com": "one"}, relay="smarthost")
+    explained = target.explain(parse_address("Old-x@example.com"), authenticated=False)
+    assert [(step.looked_for, step.found) for step in explained.steps] == [
+        ("address Old-x@example.com", "compared as old-x@example.com"),
+        ("domain example.com", 'one of ours by "example.com", agent "store"'),
+        ("as it stands old-x@example.com", "not in the map"),
+        ("pattern old-*@example.com", "deny"),
+    ]
+    assert isinstance(explained.answer, Reply)
+    assert explained.answer.key == "no-such-user"
+
+
+@pytest.mark.parametrize(
+    ("text", "step"),
+    [
+        ("a@elsewhere.test", ("relay", 'agent "smarthost", not logged in')),
+        ("a%b@example.com", ('"%", "!" or "@" inside the local part', "looks like a route, has to be in the map")),
+        ("a/b@x.example.com", ("mailbox {user}@example.com", "this address makes none that is safe to ask for")),
+        ("postmaster@example.com", ("postmaster", "always reached, exempt from the map's patterns")),
+        ("a+b@example.com", ("subaddress b", "a folder")),
+        ("a+b.c@example.com", ("subaddress b.c", "no folder name, left alone")),
+    ],
+)
+def test_explanation_ends_with_what_decided(text: str, step: tuple[str, str]) -> None:
+    mapped = {"@*.example.com": Target(mailbox="{user}@example.com")}
+    target = router(mapped, relay="smarthost", subaddress_folders=True)
+    last = target.explain(parse_address(text), authenticated=False).steps[-1]
+    assert (last.looked_for, last.found) == step

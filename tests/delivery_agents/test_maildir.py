@@ -96,6 +96,36 @@ async def test_label_leads_into_its_folder(start: Start, tmp_path: Path) -> None
     assert stored(tmp_path / "mail/example.com/carl")[0].parent.parent.name == ".Quarantine.Virus"
 
 
+async def test_folder_of_the_recipient_is_made_in_its_mailbox(start: Start, tmp_path: Path) -> None:
+    agent = await start(folders={"junk": "Junk"})
+    plain, junk = recipient("bob@example.com"), recipient("eve@example.com", "junk")
+    plain.folder = junk.folder = "Lists/News"
+    assert await agent.deliver(transaction(plain, junk), message()) is replies.ACCEPTED
+    assert {str(path.parent.relative_to(tmp_path / "mail/example.com")) for path in stored(tmp_path)} == {
+        "bob/.Lists.News/new",
+        "eve/.Junk/new",
+    }
+    assert (tmp_path / "mail/example.com/bob/.Lists.News/maildirfolder").exists()
+
+
+async def test_folder_of_the_recipient_makes_no_mailbox(start: Start, tmp_path: Path) -> None:
+    agent = await start(recipients="existing")
+    (tmp_path / "mail/example.com").mkdir(parents=True)
+    gone = recipient("bob@example.com")
+    gone.folder = "News"
+    assert (await agent.deliver(transaction(gone), message())) is replies.STORE_FAILED
+    assert list((tmp_path / "mail/example.com").iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", ["../../x", "..", ".x", "a/../b", "a//b", "/a", "a\n", "a\0"])
+async def test_folder_that_could_be_a_path_is_the_inbox(start: Start, tmp_path: Path, folder: str) -> None:
+    agent = await start()
+    bob = recipient("bob@example.com")
+    bob.folder = folder
+    assert await agent.deliver(transaction(bob), message()) is replies.ACCEPTED
+    assert [path.parent for path in stored(tmp_path)] == [tmp_path / "mail/example.com/bob/new"]
+
+
 @pytest.mark.parametrize("folder", ["", "../x", ".x", "a//b", "/a", "a\n"])
 def test_folder_that_could_be_something_else_is_a_mistake(folder: str) -> None:
     with pytest.raises(ValueError, match="folder is made of"):
