@@ -228,6 +228,11 @@ OUTCOME_UNKNOWN = Reply(
 )
 SOME_DEFERRED = Reply("some-deferred", 451, "4.3.0", "Not delivered to everybody, please try again later: {reason}")
 SOME_REFUSED = Reply("some-refused", 550, "5.0.0", "Delivered, but not to {recipients}: {reason}")
+DELIVERED_EARLIER = Reply("delivered-earlier", 250, "2.0.0", "Ok, delivered at an earlier attempt")
+MAYBE_DELIVERED = Reply(
+    "maybe-delivered", 554, "5.4.2", "The message may have been delivered already, and is not tried again"
+)
+REFUSED_EARLIER = Reply("refused-earlier", 550, "5.1.0", "{reason}")  # codes are those of the refusal
 STORE_FAILED = Reply("store-failed", 451, "4.3.0", "The message could not be stored, please try again later")
 
 

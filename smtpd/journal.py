@@ -1,0 +1,361 @@
+"""What earlier attempts of the same message have settled, so that a retry delivers to the rest and to nobody twice.
+
+A client that gives a message to several recipients hears one reply, also when they fared differently (the table
+above `delivery.combine`). It tries again as a whole; what is kept here tells who has the message already, and which
+recipients were refused without the client hearing it. Nothing else is kept: no entry for a message that everybody
+has and whose client knows it. Entries hold digests, no addresses.
+
+A store that fails costs duplicates, never mail: unreadable means "nothing known", and what cannot be written stays
+in this process (`notebook.py`). Only the promise "at most once" needs a store that works.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from ipaddress import IPv6Address
+from typing import Literal
+from weakref import WeakValueDictionary
+
+from smtpd import replies
+from smtpd.log import Log
+from smtpd.model import ContentSource, IPAddress, Message, Recipient, Session
+from smtpd.notebook import Notebook
+from smtpd.replies import Reply
+from smtpd.store import Store, StoreError
+
+Guarantee = Literal["at-least-once", "at-most-once"]
+
+DELIVERED = "delivered"  # space of entries by message
+REFUSED = "refused"  # space of refusals by client network, sender and recipient
+MAX_RECIPIENTS = 5000  # per entry, those who were added last; 175 kB
+
+_PART = 8  # octets of a length in front of each part of a digest
+_NO_IDENTIFIER = b" \t<>"
+_REMEMBERED_STATUS = ("5.1.", "5.2.")  # as in `delivery.combine`
+_STATUS = re.compile(r"5\.[12]\.\d{1,3}")
+
+
+def message_key(sender: str, content: ContentSource) -> str | None:
+    """Digest of what makes a message itself: envelope sender, Message-ID, Date, From, body; 64 hex digits.
+
+    `content` are the received octets, before a filter changed them. Fields are taken as they stand, only unfolded
+    (RFC 5322 §2.2.3); trace fields and all others do not matter, because another path adds others. None when there
+    is not exactly one Message-ID, or it is empty, or the header section is too long to be seen as a whole: such a
+    message is never taken for another. Reads the content once, may run on another thread.
+    """
+    message = Message(content)
+    identifiers = message.field_values("message-id")
+    if len(identifiers) != 1 or not _unfold(identifiers[0]).strip(_NO_IDENTIFIER):
+        return None
+    fields = content.head()
+    if len(fields) < content.size and not fields.endswith(b"\r\n\r\n"):
+        return None
+    digest = blake2b(digest_size=32, person=b"smtpd message 1")
+    for values in ([sender.encode()], identifiers, message.field_values("date"), message.field_values("from")):
+        digest.update(len(values).to_bytes(_PART))
+        for value in values:
+            octets = _unfold(value)
+            digest.update(len(octets).to_bytes(_PART) + octets)
+    head = len(fields)
+    digest.update((content.size - head).to_bytes(_PART))
+    for chunk in content.chunks():
+        if head < len(chunk):
+            digest.update(memoryview(chunk)[head:])
+        head = max(0, head - len(chunk))
+    return digest.hexdigest()
+
+
+class Journal:
+    """Decides what is remembered, and remembers it in `store`, which the caller starts and stops.
+
+    `keep` and `remember_refusals` are seconds (0: never); `clock` gives seconds and only spaces out complaints and
+    bounds what could not be written. A key of None is a message that is not remembered.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        guarantee: Guarantee = "at-least-once",
+        keep: float = 5 * 86400.0,  # Postfix and Exim give up after 5 and 4 days (RFC 5321 §4.5.4.1: at least 4-5)
+        remember_refusals: float = 4 * 3600.0,
+        log: Log,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._notes = Notebook(store, log, clock)
+        self._at_most_once = guarantee == "at-most-once"
+        self._keep = keep
+        self._remember_refusals = remember_refusals
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._under_way: dict[str, set[asyncio.Future[None]]] = {}
+        self._begun: dict[str, _Entry] = {}  # at-most-once: what `begin` wrote, should it not be readable later
+
+    @property
+    def idle(self) -> bool:
+        """Nothing can be remembered, so look-ups can be skipped; never with at-most-once."""
+        if self._at_most_once or self._under_way:
+            return False
+        return self._notes.is_empty(DELIVERED) and self._notes.is_empty(REFUSED)
+
+    async def refusal(self, session: Session, sender: str, recipient: Recipient) -> Reply | None:
+        """At RCPT: what was said about this recipient to the last attempt from this network with this sender."""
+        if self._notes.is_empty(REFUSED):
+            return None
+        try:
+            value = await self._notes.read(REFUSED, _refusal_key(session, sender, recipient))
+            return _refusal(value) if value else None
+        except OSError as error:
+            self._notes.complain(error)
+            return None
+
+    async def settled(self, key: str | None, recipients: Sequence[Recipient]) -> dict[Recipient, Reply]:
+        """Before hand-over: who needs no delivery, because they have the message, or (at-most-once) may have it."""
+        if key is None or self._notes.is_empty(DELIVERED):
+            return {}
+        try:
+            entry = await self._read(key)
+        except OSError as error:
+            self._notes.complain(error)
+            return {}
+        answers: dict[Recipient, Reply] = {}
+        for recipient in recipients:
+            identity = _identity(recipient)
+            if identity in entry.delivered:
+                answers[recipient] = replies.DELIVERED_EARLIER
+            elif self._at_most_once and identity in entry.maybe:
+                answers[recipient] = replies.MAYBE_DELIVERED
+        return answers
+
+    async def begin(self, key: str | None, recipients: Iterable[Recipient]) -> None:
+        """At-most-once: note durably that these recipients, of whom `settled` knew nothing, may have the message.
+
+        Raises StoreError when that cannot be noted, or when somebody noted it meanwhile; then nothing may be
+        handed over. With at-least-once nothing happens.
+        """
+        if key is None or not self._at_most_once:
+            return
+        async with self._lock(key):
+            entry = await self._read(key)
+            before = entry.encode()
+            marks = dict.fromkeys(map(_identity, recipients))
+            if marks.keys() & (entry.delivered.keys() | entry.maybe.keys()):
+                raise StoreError("another attempt of the same message is under way")
+            entry.maybe.update(marks)
+            if len(entry.maybe) + len(entry.delivered) > MAX_RECIPIENTS:
+                raise StoreError("too many recipients to promise that nobody gets the message twice")
+            try:
+                await self._notes.write(DELIVERED, key, entry.encode(), self._keep)
+            except (OSError, asyncio.CancelledError):
+                # The marks may stand there all the same, but nobody will get the message now.
+                await self._notes.spare(DELIVERED, key, before, self._keep)
+                raise
+            self._begun[key] = entry
+
+    async def record(
+        self,
+        key: str | None,
+        session: Session,
+        sender: str,
+        outcomes: Mapping[Recipient, Reply],
+        *,
+        told: Reply | None,
+    ) -> None:
+        """After the outcomes are known, and before the client hears of them; never raises StoreError.
+
+        `told` is the one reply the client hears for all of them; None: each recipient hears its own (PRDR, LMTP).
+
+            told     outcome of a recipient            what becomes of it
+            ------   -------------------------------   --------------------------------------------------------
+            4xx      2xx                               remembered as delivered
+            5xx      2xx                               remembered: the same octets may come again
+            4xx      5.1.x, 5.2.x, others have it      the refusal is remembered for the client's network
+            any      unknown                           at-least-once: nothing; at-most-once: stays "may have it"
+            any      was "may have it" before          stays
+            other    any                               the client knows: forgotten
+
+        A recipient that was named twice counts as delivered only if it was delivered both times.
+        """
+        mixed = any(reply.is_positive for reply in outcomes.values())
+        if key is not None:
+            grouped = _by_identity(outcomes)
+            complete = told is None or told.is_positive or (told.is_permanent and not mixed)
+            before = await self._update(key, lambda entry: self._settle(entry, grouped, complete))
+            self._begun.pop(key, None)
+            mixed = mixed or bool(before.delivered)
+        if told is not None and told.is_temporary and mixed and self._remember_refusals > 0:
+            await self._remember(session, sender, outcomes)
+
+    async def unconfirmed(self, key: str | None, outcomes: Mapping[Recipient, Reply]) -> None:
+        """The client was lost before it can have read our 2xx: whoever has the message is remembered."""
+        if key is not None:
+            grouped = _by_identity(outcomes)
+            await self._update(key, lambda entry: self._settle(entry, grouped, complete=False))
+
+    def under_way(self, key: str | None) -> asyncio.Future[None] | None:
+        """A future that is done when the attempt under way in this process has ended; None when there is none.
+
+        Afterwards ask again: of several who waited, the first is under way then. Each caller has its own future.
+        """
+        waiting = self._under_way.get(key) if key is not None else None
+        if waiting is None:
+            return None
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting.add(future)
+        future.add_done_callback(waiting.discard)
+        return future
+
+    @contextmanager
+    def hand_over(self, key: str | None) -> Iterator[None]:
+        """Mark the message as under way, from before `settled` until after `record`.
+
+        RuntimeError when it is already: wait for `under_way` first.
+        """
+        if key is None:
+            yield
+            return
+        if key in self._under_way:
+            raise RuntimeError("the message is under way already")
+        self._under_way[key] = set()
+        try:
+            yield
+        finally:
+            self._begun.pop(key, None)
+            for future in list(self._under_way.pop(key)):
+                if not future.done():
+                    future.set_result(None)
+
+    def _settle(self, entry: _Entry, outcomes: Mapping[str, Sequence[Reply]], complete: bool) -> None:
+        for identity, answers in outcomes.items():
+            keys = {reply.key for reply in answers}
+            if replies.MAYBE_DELIVERED.key in keys:
+                # The client may lose this reply, too, and try again: still nobody gets the message twice.
+                continue
+            if replies.OUTCOME_UNKNOWN.key in keys:
+                if self._at_most_once:
+                    entry.maybe[identity] = None
+                continue
+            entry.maybe.pop(identity, None)
+            if not complete and all(reply.is_positive for reply in answers):
+                entry.delivered[identity] = None
+            elif complete:
+                entry.delivered.pop(identity, None)
+
+    async def _update(self, key: str, change: Callable[[_Entry], None]) -> _Entry:
+        """Change the entry of a message; what it was before. A store that fails is logged."""
+        async with self._lock(key):
+            try:
+                before = _Entry() if self._notes.is_empty(DELIVERED) else await self._read(key)
+            except OSError as error:
+                self._notes.complain(error)
+                before = self._begun.get(key, _Entry())
+                if self._at_most_once and key not in self._begun:
+                    return before  # it may hold marks that must not be lost
+            entry = _Entry(dict(before.delivered), dict(before.maybe))
+            change(entry)
+            if entry != before:
+                await self._notes.write_or_spare(DELIVERED, key, entry.encode(), self._keep)
+            return before
+
+    async def _remember(self, session: Session, sender: str, outcomes: Mapping[Recipient, Reply]) -> None:
+        refused = [
+            self._notes.write_or_spare(
+                REFUSED,
+                _refusal_key(session, sender, recipient),
+                json.dumps([reply.code, reply.status, replies.clean(reply.message.replace("\n", " "))]).encode(),
+                self._remember_refusals,
+            )
+            for recipient, reply in outcomes.items()
+            if reply.is_permanent and reply.status.startswith(_REMEMBERED_STATUS)
+        ]
+        await asyncio.gather(*refused)
+
+    async def _read(self, key: str) -> _Entry:
+        value = await self._notes.read(DELIVERED, key)
+        return _Entry.decode(value) if value else _Entry()
+
+    def _lock(self, key: str) -> asyncio.Lock:
+        return self._locks.setdefault(key, asyncio.Lock())
+
+
+@dataclass(slots=True)
+class _Entry:
+    """Who has one message, and who may have it; identities in the order they were added."""
+
+    delivered: dict[str, None] = field(default_factory=dict)
+    maybe: dict[str, None] = field(default_factory=dict)
+
+    def encode(self) -> bytes:
+        """As JSON; empty for an entry that holds nothing."""
+        if not self.delivered and not self.maybe:
+            return b""
+        maybe = list(self.maybe)[-MAX_RECIPIENTS:]
+        room = MAX_RECIPIENTS - len(maybe)
+        delivered = list(self.delivered)[max(0, len(self.delivered) - room) :]
+        return json.dumps({"delivered": delivered, "maybe": maybe}, separators=(",", ":")).encode()
+
+    @classmethod
+    def decode(cls, value: bytes) -> _Entry:
+        """The other way round; StoreError when it is no entry."""
+        entry = _parse(value)
+        lists = (entry.get("delivered"), entry.get("maybe")) if isinstance(entry, dict) else ()
+        found = [dict.fromkeys(str(item) for item in items) for items in lists if isinstance(items, list)]
+        if len(found) != 2:
+            raise StoreError("an entry of the journal makes no sense")
+        return cls(*found)
+
+
+def _identity(recipient: Recipient) -> str:
+    return _digest(recipient.agent, recipient.destination.key)
+
+
+def _refusal_key(session: Session, sender: str, recipient: Recipient) -> str:
+    return _digest(_network(session.ip), sender, recipient.agent, recipient.destination.key)
+
+
+def _network(address: IPAddress) -> str:
+    """The /24 or /64 of a client: large senders try again from a neighbour."""
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None  # RFC 4291 §2.5.5.2
+    packed = (mapped or address).packed
+    return packed[: 3 if len(packed) == 4 else 8].hex()
+
+
+def _digest(*parts: str) -> str:
+    digest = blake2b(digest_size=16, person=b"smtpd journal 1")
+    for part in parts:
+        octets = part.encode()
+        digest.update(len(octets).to_bytes(_PART) + octets)
+    return digest.hexdigest()
+
+
+def _by_identity(outcomes: Mapping[Recipient, Reply]) -> dict[str, list[Reply]]:
+    grouped: dict[str, list[Reply]] = {}
+    for recipient, reply in outcomes.items():
+        grouped.setdefault(_identity(recipient), []).append(reply)
+    return grouped
+
+
+def _refusal(value: bytes) -> Reply:
+    """A refusal as it was heard; StoreError when it makes no sense: a wrong 5xx would lose mail."""
+    match _parse(value):
+        case [int(code), str(status), str(text)] if 500 <= code <= 599 and _STATUS.fullmatch(status):
+            return replace(replies.REFUSED_EARLIER, code=code, status=status)(reason=text)
+    raise StoreError("a remembered refusal makes no sense")
+
+
+def _parse(value: bytes) -> object:
+    try:
+        parsed: object = json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise StoreError("an entry of the journal cannot be read") from error
+    return parsed
+
+
+def _unfold(value: bytes) -> bytes:
+    return value.replace(b"\r\n", b"")

@@ -1,0 +1,141 @@
+"""The digest: the same message gives the same, whatever path it took; another one never does."""
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from smtpd.content import MAX_HEAD, Content
+from smtpd.journal import message_key
+from smtpd.limits import ContentBudget
+
+TRACE = ("Received", "Return-Path", "Delivered-To", "X-Spam-Score", "Authentication-Results", "DKIM-Signature")
+
+
+@dataclass(frozen=True)
+class Letter:
+    """What makes a message itself."""
+
+    sender: str = "joe@client.test"
+    identifier: bytes = b" <1@client.test>"
+    dates: tuple[bytes, ...] = (b" Sat, 21 Nov 2026 10:00:00 +0000",)
+    authors: tuple[bytes, ...] = (b" joe@client.test",)
+    body: bytes = b"Hi\r\n"
+    others: tuple[bytes, ...] = field(default=(), compare=False)
+
+    def octets(self) -> bytes:
+        named = [(b"Message-ID", self.identifier)]
+        named += [(b"Date", value) for value in self.dates] + [(b"From", value) for value in self.authors]
+        return b"".join([*self.others, *(b"%b:%b\r\n" % pair for pair in named), b"\r\n", self.body])
+
+    def key(self) -> str | None:
+        return message_key(self.sender, content(self.octets()))
+
+
+def content(octets: bytes, *cuts: int, in_memory: int = 1 << 30) -> Content:
+    made = Content(ContentBudget(0), in_memory=in_memory)
+    for start, end in zip((0, *cuts), (*cuts, len(octets)), strict=True):
+        made.write(octets[start:end])
+    return made
+
+
+def key_of(octets: bytes) -> str | None:
+    return message_key("joe@client.test", content(octets))
+
+
+# Few letters, so that parts often differ only by where one ends and the next begins.
+values = some.text("ab:\t", max_size=3).map(str.encode)
+letters = some.builds(
+    Letter,
+    sender=some.text("ab", max_size=2),
+    identifier=values.map(lambda value: b"<i" + value),
+    dates=some.lists(values, max_size=2).map(tuple),
+    authors=some.lists(values, max_size=2).map(tuple),
+    body=some.text("ab\r\n", max_size=4).map(str.encode),
+)
+
+
+@given(letters, letters)
+def test_two_messages_have_the_same_key_only_if_everything_that_counts_is_the_same(one: Letter, two: Letter) -> None:
+    assert one.key() is not None
+    assert (one.key() == two.key()) == (one == two)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sender": "jim@client.test"},
+        {"sender": ""},
+        {"identifier": b" <2@client.test>"},
+        {"dates": (b" Sat, 21 Nov 2026 10:00:01 +0000",)},
+        {"dates": ()},
+        {"authors": (b" jim@client.test",)},
+        {"authors": (b" joe@client.test", b" joe@client.test")},
+        {"body": b"Hi!\r\n"},
+        {"body": b"Hi\r\n\r\n"},
+        {"body": b""},
+    ],
+)
+def test_every_part_counts(change: dict[str, object]) -> None:
+    assert replace(Letter(), **change).key() != Letter().key()  # type: ignore[arg-type]
+
+
+headers = some.lists(
+    some.tuples(
+        some.sampled_from(TRACE), some.text("abc <>;=", max_size=20), some.sampled_from(["", "\r\n\tmore"])
+    ).map(lambda parts: f"{parts[0]}: {parts[1]}{parts[2]}\r\n".encode()),
+    max_size=4,
+).map(tuple)
+
+
+@given(headers)
+def test_the_path_does_not_matter(others: tuple[bytes, ...]) -> None:
+    assert replace(Letter(), others=others).key() == Letter().key()
+
+
+@given(some.data())
+def test_how_the_octets_are_cut_and_where_they_are_kept_does_not_matter(data: some.DataObject) -> None:
+    octets = Letter(body=b"a" * 300 + b"\r\n").octets()
+    cuts = sorted(data.draw(some.lists(some.integers(0, len(octets)), max_size=6)))
+    source = content(octets, *cuts, in_memory=data.draw(some.sampled_from([0, 100, 1 << 20])))
+    assert message_key("joe@client.test", source) == Letter(body=b"a" * 300 + b"\r\n").key()
+    source.close()
+
+
+def test_long_pieces_are_read_from_where_the_body_begins() -> None:
+    body = bytes(range(256)) * 4096
+    letter = Letter(body=body)
+    pieces = content(letter.octets(), 10, 6000, 20_000, in_memory=0)
+    assert message_key(letter.sender, pieces) == letter.key()
+    pieces.close()
+    assert replace(letter, body=body[:-1] + b"!").key() != letter.key()
+
+
+def test_folding_and_the_case_of_names_do_not_matter() -> None:
+    plain = b"Message-ID: <1@a.test>\r\nFrom: a@a.test, b@a.test\r\n\r\nHi"
+    assert key_of(b"message-id :\r\n <1@a.test>\r\nFROM: a@a.test,\r\n b@a.test\r\n\r\nHi") == key_of(plain)
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        b"",
+        b"\r\nHi",
+        b"From: a@a.test\r\n\r\nHi",
+        b"Message-ID:\r\n\r\nHi",
+        b"Message-ID: \r\n \t\r\n\r\nHi",
+        b"Message-ID: <>\r\n\r\nHi",
+        b"Message-ID: <1@a.test>\r\nMessage-ID: <1@a.test>\r\n\r\nHi",
+        b"Message-ID: <1@a.test>\r\nmessage-id: <2@a.test>\r\n\r\nHi",
+        b"From: a@a.test\r\n\r\nMessage-ID: <1@a.test>\r\n\r\nHi",
+        b"Message-ID: <1@a.test>\r\nX: " + b"x" * MAX_HEAD + b"\r\nMessage-ID: <2@a.test>\r\n\r\nHi",
+    ],
+)
+def test_without_exactly_one_identifier_there_is_no_key(octets: bytes) -> None:
+    assert key_of(octets) is None
+
+
+def test_a_message_without_body_has_a_key() -> None:
+    assert key_of(b"Message-ID: <1@a.test>") is not None
+    assert key_of(b"Message-ID: <1@a.test>\r\n\r\n") is not None
