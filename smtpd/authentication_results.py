@@ -218,7 +218,7 @@ def _behind_cfws(value: bytes, position: int) -> int:
 def _readings(identifier: str, before: str) -> Iterable[str]:
     """What a reader might take for the authserv-id: the grammar's, then those of people in a hurry."""
     if identifier.startswith('"'):
-        identifier = _QUOTED_PAIR.sub(r"\1", identifier[1:-1]).replace("\r\n", "")
+        identifier = _QUOTED_PAIR.sub(r"\1", identifier[1:-1])
     yield identifier
     yield "".join(identifier.split())
     yield from _first_word(identifier)

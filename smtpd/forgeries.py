@@ -104,7 +104,7 @@ def _cut_out(pieces: Iterable[bytes], spans: Sequence[Span]) -> Iterator[bytes]:
         while first < len(spans) and spans[first][0] < end:
             start, stop = spans[first]
             kept.append(piece[position - begin : max(start - begin, 0)])
-            position = min(stop, end)
+            position = stop
             if stop > end:
                 break
             first += 1

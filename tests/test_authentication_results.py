@@ -172,6 +172,7 @@ def test_authres_reads_the_same(
         ("joe@example.org", b"joe@example.org"),
         ("@example.org", b"@example.org"),
         ('"a b"@example.org', b'"a b"@example.org'),
+        ('"a\\ b"@example.org', b'"\\"a\\\\ b\\"@example.org"'),
         ("joe@localhost", b'"joe@localhost"'),
         ("joe@[192.0.2.1]", b'"joe@[192.0.2.1]"'),
         ("2001:db8::1", b'"2001:db8::1"'),
@@ -251,11 +252,24 @@ def test_spf_has_no_other_results() -> None:
         ' "other.example"; x=y', ' "other (mx.example.com"; x=y', " (a (b) c) other.example (d) 01 (e); x=y",
         " mx.example.com.evil.example; x=y", " amx.example.com; x=y", " example.com; x=y", " mx-example.com; x=y",
         " other.example; mx.example.com; spf=pass", " other.example; spf=pass (open", " xn--grn-ioa.example; x=y",
-        " grün.example; x=y", " other_host.example; x=y", " example-auth; x=y", " " + "a" * 3000 + ".example; x=y",
+        " grün.example; x=y", " other_host.example; x=y", " example-auth; x=y", " xn--" + "9" * 300 + ".example; x=y",
+        " " + "a" * 3000 + ".example; x=y",
     ],
 )  # fmt: skip
 def test_fields_of_others_stay(value: str) -> None:
     assert not claims(value.encode(), OURS)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        '"other.example"1; none', " other.example (\0); none", " other.example (open",
+        " other.example" + " " * 5000 + "2;",
+        " other.example (" + "x" * 5000 + "); none", ' "other.example" x', " other.example\x0b; none", " ;", "", " (a)",
+    ],
+)  # fmt: skip
+def test_doubt_is_enough(value: str) -> None:
+    assert claims(value.encode(), OURS)
 
 
 @pytest.mark.parametrize("found", ["grün.example", "GRÜN.example", "xn--grn-ioa.example", "XN--GRN-IOA.example"])

@@ -141,6 +141,10 @@ def test_message_of_such_a_content_has_no_forged_fields() -> None:
     assert message.size == len(bytes(message))
 
 
+def test_a_piece_that_goes_whole_is_no_piece() -> None:
+    assert list(WithoutFields(Pieces([b"ab", b"c"]), [(0, 2)]).chunks()) == [b"c"]
+
+
 def test_closing_goes_through_to_the_content() -> None:
     content = Pieces([b"X-Smtpd-Labels: a\r\n\r\n"])
     without_forged_fields(content, OURS).close()
