@@ -79,45 +79,47 @@ class RecipientMap:
         for key, target in self.targets.items():
             self._add(key, Rewriting(target))
 
-    def __bool__(self) -> bool:
-        return bool(self.targets)
-
     def named(self, address: Address) -> Target | None:
         """What is said about the address as it stands."""
-        found = self._exact.get(self.key(address.local, address.domain))
+        found = self._exact.get(self.key_of(address))
         return found.target if found is not None else None
 
     def find_named(self, address: Address) -> Hit | None:
         """The same, ready to be applied."""
-        found = self._exact.get(self.key(address.local, address.domain))
+        found = self._exact.get(self.key_of(address))
         return Hit(found, is_whole=True) if found is not None else None
 
     def find(self, address: Address, covering: str, steps: list[Step] | None = None) -> Hit | None:
         """The first hit; `covering` is the key of `[smtpd.domains]` that takes the address."""
-        key = self.key(address.local, address.domain)
-        hit = self.find_named(address)
+        key = self.key_of(address)
+        rewriting = self._exact.get(key)
         if steps is not None:
-            steps.append(Step(f"as it stands {key}", _found(hit)))
-        if hit is not None:
-            return hit
-        user, detail = self.split(address.local)
-        if detail is not None:
-            whole = self.key(user, address.domain)
-            found = self._exact.get(whole)
-            hit = Hit(found) if found is not None else None
+            steps.append(Step(f"as it stands {key}", _found(rewriting)))
+        if rewriting is not None:
+            return Hit(rewriting, is_whole=True)
+        if self._separator and self._separator in address.local:
+            rewriting = self._without_subaddress(address, steps)
+            if rewriting is not None:
+                return Hit(rewriting)
+        for pattern in self._patterns:
+            match = pattern.compiled.fullmatch(key)
             if steps is not None:
-                steps.append(Step(f"without subaddress {whole}", _found(hit)))
-            if hit is not None:
-                return hit
-        return self._match(key, steps) or self._catch_all((address.domain, covering), steps)
+                steps.append(Step(f"pattern {pattern.text}", _matched(pattern, match)))
+            if match is not None:
+                return Hit(pattern.rewriting, match.groupdict(""))
+        return self._catch_all((address.domain, covering), steps) if self._catch_alls else None
 
     def split(self, local: str) -> tuple[str, str | None]:
         """User and detail of a local part; the detail is None when there is none."""
         user, found, detail = local.partition(self._separator) if self._separator else (local, "", "")
         return (user, detail) if found and user else (local, None)
 
-    def key(self, local: str, domain: str) -> str:
+    def key_of(self, address: Address) -> str:
         """An address as it is compared."""
+        return self.key(address.local, address.domain) if self._case_sensitive else address.key
+
+    def key(self, local: str, domain: str) -> str:
+        """The same for an address in two parts."""
         if self._case_sensitive:
             return f"{unicodedata.normalize('NFC', local)}@{domain}"
         return Address(local, domain, "").key
@@ -130,24 +132,23 @@ class RecipientMap:
             for name in sorted(target.parts - known):
                 yield key, name, known
 
-    def _match(self, key: str, steps: list[Step] | None) -> Hit | None:
-        for pattern in self._patterns:
-            match = pattern.compiled.fullmatch(key)
-            hit = Hit(pattern.rewriting, match.groupdict("")) if match is not None else None
-            if steps is not None:
-                steps.append(Step(f"pattern {pattern.text}", _found(hit) if hit else "does not match"))
-            if hit is not None:
-                return hit
-        return None
+    def _without_subaddress(self, address: Address, steps: list[Step] | None) -> Rewriting | None:
+        user, detail = self.split(address.local)
+        if detail is None:
+            return None
+        key = self.key(user, address.domain)
+        found = self._exact.get(key)
+        if steps is not None:
+            steps.append(Step(f"without subaddress {key}", _found(found)))
+        return found
 
     def _catch_all(self, domains: tuple[str, str], steps: list[Step] | None) -> Hit | None:
         for domain in dict.fromkeys(domains):
             found = self._catch_alls.get(domain)
-            hit = Hit(found) if found is not None else None
             if steps is not None:
-                steps.append(Step(f"catch-all @{domain}", _found(hit)))
-            if hit is not None:
-                return hit
+                steps.append(Step(f"catch-all @{domain}", _found(found)))
+            if found is not None:
+                return Hit(found)
         return None
 
     def _add(self, key: str, rewriting: Rewriting) -> None:
@@ -167,13 +168,19 @@ class RecipientMap:
             self._exact[self.key(parse_address(f"{local}@{domain}").local, domain)] = rewriting
 
 
-def _found(hit: Hit | None) -> str:
-    if hit is None:
+def _found(rewriting: Rewriting | None) -> str:
+    if rewriting is None:
         return "not in the map"
-    target = hit.rewriting.target
+    target = rewriting.target
+    if target.deny:
+        return "deny"
     said = {"agent": target.agent, "mailbox": target.mailbox, "folder": target.folder}
-    words = ["deny"] if target.deny else [f'{name} "{text}"' for name, text in said.items() if text not in ("", None)]
-    if target.folder == "":
-        words.append("inbox")
-    words += [f"{name}={value!r}" for name, value in hit.groups.items()]
-    return ", ".join(words)
+    words = [f'{name} "{text}"' for name, text in said.items() if text]
+    return ", ".join(words if target.folder != "" else [*words, "inbox"])
+
+
+def _matched(pattern: _Pattern, match: re.Match[str] | None) -> str:
+    if match is None:
+        return "does not match"
+    captured = [f"{name}={value!r}" for name, value in match.groupdict("").items()]
+    return ", ".join([_found(pattern.rewriting), *captured])

@@ -83,7 +83,7 @@ class Router:
 
     def explain(self, address: Address, *, authenticated: bool) -> Explanation:
         """What `route` says, and every step that led there."""
-        steps = [Step(f"address {address}", f"compared as {self._map.key(address.local, address.domain)}")]
+        steps = [Step(f"address {address}", f"compared as {self._map.key_of(address)}")]
         answer = self._route_slowly(address, authenticated, steps)
         return Explanation(tuple(steps), answer)
 
@@ -94,14 +94,15 @@ class Router:
     def _route_slowly(
         self, address: Address, authenticated: bool, steps: list[Step] | None = None
     ) -> Recipient | Reply:
-        key = covering_key(self._domains, address.domain)
+        domain = address.domain
+        key = domain if domain in self._domains else covering_key(self._domains, domain)
         if steps is not None:
-            steps.append(Step(f"domain {address.domain}", self._about(key)))
-        if address.local.lower() == "postmaster" and (key is not None or not address.domain):
+            steps.append(Step(f"domain {domain}", self._about(key)))
+        if address.local.lower() == "postmaster" and (key is not None or not domain):
             return self._route_postmaster(address, key, steps)
         if key is None:
             return self._route_outside(address, authenticated, steps)
-        hit = self._map.find(address, key, steps) if self._map else None
+        hit = self._map.find(address, key, steps)
         if hit is not None and hit.rewriting.target.deny:
             return replies.NO_SUCH_USER(address=address)
         # Only its whole name lets one in: a catch-all or a pattern was written with others in mind.
@@ -109,6 +110,8 @@ class Router:
             if steps is not None:
                 steps.append(Step('"%", "!" or "@" inside the local part', "looks like a route, has to be in the map"))
             return replies.RELAY_DENIED(address=address)
+        if hit is None and not self._subaddress_folders:
+            return Recipient(address, self._domains[key])
         return self._deliver(address, key, hit, steps)
 
     def _about(self, key: str | None) -> str:

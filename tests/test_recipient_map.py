@@ -63,7 +63,12 @@ def test_only_an_address_that_is_named_itself_is_a_whole_hit() -> None:
 
 def test_steps_say_what_was_looked_for_and_found() -> None:
     found: list[Step] = []
-    targets = {"bob@example.com": "one", EXPRESSION: "two", "x*@example.com": "deny", "@example.com": Target(folder="")}
+    targets: dict[str, Target | str] = {
+        "bob@example.com": "one",
+        EXPRESSION: "two",
+        "x*@example.com": "deny",
+        "@example.com": Target(folder=""),
+    }
     RecipientMap(targets).find(parse_address("Ann+q@example.com"), "example.com", found)
     assert found == [
         Step("as it stands ann+q@example.com", "not in the map"),

@@ -270,7 +270,7 @@ def test_detail_is_a_folder_only_when_asked_for() -> None:
 
 
 def test_detail_of_the_mailbox_counts_and_a_named_address_has_none() -> None:
-    recipients = {
+    recipients: dict[str, Target | str] = {
         "info@example.com": "bob+Info@example.com",
         "ann-marie@example.com": "one",
         "carl@example.com": "two",
