@@ -283,7 +283,9 @@ CROSS_CHECKS = [
     ("[smtpd.replies]\nno-such-user = 'a {'\n", "smtpd.replies.no-such-user", None),
     ("[smtpd.tls]\ncert_file = '/nowhere/x'\nkey_file = '/dev/null/y'\n", "smtpd.tls.cert_file", None),
     ("[smtpd.log]\nto = 'elsewhere'\n", "smtpd.log.to", None),
-    ("[smtpd.dns]\ntimeout = '5s'\n", "smtpd.dns", None),
+    ("[smtpd.dns]\nnameservers = ['dns.example']\n", "smtpd.dns.nameservers", None),
+    ("[smtpd.dns]\nnameservers = ['::1', '[::1]:54']\nbackend = 'aiodns'\n", "smtpd.dns", None),
+    ("[smtpd.queue]\ntimeout = '5s'\n", "smtpd.queue", None),
 ]
 
 

@@ -14,12 +14,14 @@ from smtpd.config.models import (
     TlsOptions,
 )
 from smtpd.config.problems import ConfigError, Problem
+from smtpd.dns.options import DnsOptions
 
 __all__ = [
     "AuthOptions",
     "Certificate",
     "Config",
     "ConfigError",
+    "DnsOptions",
     "Limits",
     "Listener",
     "LogOptions",

@@ -13,6 +13,7 @@ from smtpd.config.values import (
     check_recipient_key,
     check_reply_text,
 )
+from smtpd.dns.options import DnsOptions
 from smtpd.options import AgentOptions, Bytes, FilterOptions, Networks, Options, Seconds, Strings
 from smtpd.rewriting import WrittenTarget
 
@@ -205,6 +206,8 @@ class Config(Options):
     name of an agent, "deny", another address of ours, or a table (`[smtpd.recipients."ADDRESS"]`)."""
     relay: Relay | None = None
     """See `[smtpd.relay]`."""
+    dns: DnsOptions = DnsOptions()
+    """See `[smtpd.dns]`."""
     agents: dict[str, SerializeAsAny[AgentOptions]] = {}
     """See docs/agents.md."""
     filters: dict[str, SerializeAsAny[FilterOptions]] = {}

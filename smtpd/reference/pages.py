@@ -15,6 +15,7 @@ from smtpd.config.models import (
     Timeouts,
     TlsOptions,
 )
+from smtpd.dns.options import DnsOptions
 from smtpd.options import AgentOptions, FilterOptions, Options
 from smtpd.policy import Filter
 from smtpd.reference.describe import Option, one_line, options_of, summary
@@ -34,6 +35,7 @@ TABLES: tuple[tuple[str, type[Options]], ...] = (
     ("[[smtpd.tls.certificates]]", Certificate),
     ('[smtpd.recipients."ADDRESS"]', Target),
     ("[smtpd.relay]", Relay),
+    ("[smtpd.dns]", DnsOptions),
     ("[smtpd.auth]", AuthOptions),
     ("[smtpd.metrics]", MetricsOptions),
     ("[smtpd.log]", LogOptions),

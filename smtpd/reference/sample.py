@@ -17,6 +17,7 @@ from smtpd.config.models import (
     Timeouts,
     TlsOptions,
 )
+from smtpd.dns.options import DnsOptions
 from smtpd.options import FilterOptions, Options
 from smtpd.reference.describe import UNSET, Option, options_of, summary, to_toml, toml_key
 from smtpd.reference.own import manual, own_plugins
@@ -53,6 +54,8 @@ _AGENT_VALUES: Mapping[str, Mapping[str, object]] = {
     "maildir": {"path": "/var/mail"},
     "discard": {"allow_discard": True},
     "lmtp": {"address": "unix:/run/dovecot/lmtp"},
+    "handler": {"handler": "aiosmtpd.handlers:Mailbox", "arguments": ["/var/mail/all"]},
+    "pipe": {"command": ["/usr/bin/procmail", "-d", "{user}"]},
 }
 _PROVIDER_VALUES: Mapping[str, Mapping[str, object]] = {"file": {"path": "/etc/smtpd/users"}}
 _FILTER_VALUES: Mapping[str, Mapping[str, object]] = {"early_talker": {"listeners": ["smtp", "alt"]}}
@@ -92,6 +95,7 @@ def _sections() -> Iterator[_Section]:
     yield from _routing()
     yield from _agents()
     yield from _filters()
+    yield _plain("[smtpd.dns]", DnsOptions)
     yield _plain("[smtpd.auth]", AuthOptions, {"providers": ["users"]})
     for name, provider in own_plugins(plugins.PROVIDERS).items():
         yield _plugin("auth", "users" if name == _USERS else name, name, provider, _PROVIDER_VALUES, name != _USERS)
