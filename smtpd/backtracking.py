@@ -76,8 +76,6 @@ def _repeated(ways: int, token: re.Match[str]) -> int:
     if token["manner"] == "+":
         return 1
     low, high = _limits(token)
-    if ways > 1 and high > LONGEST_TEXT.bit_length() * 3:
-        raise ValueError(_TOO_MANY)
     return _bounded((high - low + 1) * ways**high)
 
 

@@ -1,10 +1,11 @@
 """`[smtpd.recipients]`: the forms of keys and targets, and what leads nowhere."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
-from smtpd.config import Config, ConfigError, from_tables
+from smtpd.config import Config, ConfigError, check, from_tables
 from smtpd.rewriting import Target
 from smtpd.routing import Router
 
@@ -101,3 +102,15 @@ def test_subaddress_folders_need_a_separator() -> None:
     assert complaints({}, subaddress_folders=True, subaddress_separator="") == [
         "subaddress_folders: needs a subaddress_separator"
     ]
+
+
+def test_agent_that_only_the_map_names_is_used(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    discard = 'type = "discard"\nallow_discard = true\n'
+    path.write_text(
+        f'[smtpd]\nhostname = "mx.example.com"\n[smtpd.agents.one]\n{discard}[smtpd.agents.two]\n{discard}'
+        '[smtpd.domains]\n"example.com" = "one"\n[smtpd.recipients."a@example.com"]\nagent = "two"\nfolder = "A"\n'
+    )
+    report = check(path, {})
+    assert report.config is not None
+    assert [warning.key for warning in report.warnings if "agents" in warning.key] == []
