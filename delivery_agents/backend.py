@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -103,8 +104,8 @@ class Backend:
         assert self.context is not None
         context, host = self.context, parse_place(self.address).host
 
-        def upgrade(transport: asyncio.Transport) -> asyncio.Future[asyncio.Transport | None]:
-            return asyncio.ensure_future(loop.start_tls(transport, connection, context, server_hostname=host))
+        def upgrade(transport: asyncio.Transport) -> Awaitable[asyncio.Transport | None]:
+            return loop.start_tls(transport, connection, context, server_hostname=host)
 
         await connection.start_tls(upgrade)
 

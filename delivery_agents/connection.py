@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeGuard
 
 from delivery_agents.answers import CLOSING, Answer, AnswerReader
@@ -125,8 +125,10 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
         self._wake()
+        if self.on_lost is not None:
+            self.on_lost(self)
 
-    async def start_tls(self, upgrade: Callable[[asyncio.Transport], asyncio.Future[asyncio.Transport | None]]) -> None:
+    async def start_tls(self, upgrade: Callable[[asyncio.Transport], Awaitable[asyncio.Transport | None]]) -> None:
         """Put another transport under the conversation; nothing may have come behind the answer to STARTTLS."""
         if not self.is_in_step or self._transport is None:
             raise Nonsense("something stands behind the answer to STARTTLS")
@@ -196,10 +198,11 @@ class Connection(asyncio.Protocol):
         if self._is_last and self._transport is not None and self._transport.get_write_buffer_size():
             raise Nonsense("an answer before the end of the message")
         for answer in answers:
+            if answer.code == CLOSING and (self._resets or not self._owed):
+                # RFC 5321 §3.8: may come any time, and takes nothing back.
+                self.abort(Lost(f"closed by the server: {answer}"))
+                return
             if not self._owed:
-                if answer.code == CLOSING:  # RFC 5321 §3.8: may come any time, and takes nothing back
-                    self.abort(Lost(f"closed by the server: {answer}"))
-                    return
                 raise Nonsense(f"an answer that nobody asked for: {answer}")
             self._owed -= 1
             self._is_closing |= answer.code == CLOSING
@@ -207,7 +210,7 @@ class Connection(asyncio.Protocol):
                 self._answers.append(answer)
                 continue
             self._resets -= 1
-            if not 250 <= answer.code < 260 and answer.code != CLOSING:
+            if not 250 <= answer.code < 260:
                 raise Nonsense(f"RSET was answered with {answer}")
         if not self._owed and not self._reader.is_empty:
             raise Nonsense("an answer that nobody asked for")

@@ -200,8 +200,8 @@ class LmtpDelivery(Delivery):
         if misfit := _misfit(connection, mail, has_utf8, size):
             self._leave(connection)
             raise Refused(misfit)
-        commands = [_mail(mail.sender.text, connection, has_utf8, size), *map(_rcpt, paths)]
         with self._using(connection):
+            commands = [_mail(mail.sender.text, connection, has_utf8, size), *map(_rcpt, paths)]
             connection.wait_until(deadline)
             answer, *answers = await connection.exchange(commands, anew=True)
             if check_verdict(answer, "MAIL").is_positive:
@@ -263,13 +263,12 @@ class LmtpDelivery(Delivery):
     @contextmanager
     def _using(self, connection: Connection) -> Iterator[None]:
         """Whatever interrupts an exchange ends the connection: nobody knows what is still to come on it."""
-        was_used = connection.is_used
         try:
             yield
         except BaseException as error:
             self._connection, self._taken = None, []
             self._pool.discard(connection)
-            if isinstance(error, Failure) and not (was_used and isinstance(error, Lost)):
+            if isinstance(error, TimedOut):  # anything else may be due to this mail, and strangers send mail
                 self._pool.failed(error)
             raise
 
