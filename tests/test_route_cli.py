@@ -6,6 +6,7 @@ from click.testing import CliRunner, Result
 
 from smtpd.cli import main
 
+MANUAL = Path(__file__).resolve().parent.parent / "docs" / "operating.md"
 CONFIG = r"""
 [smtpd]
 hostname = "mx.example.com"
@@ -139,3 +140,11 @@ def test_developer_set_up_can_be_asked_too() -> None:
     result = CliRunner().invoke(main, ["check", "--route", "anybody@example.test"])
     assert result.exit_code == 0
     assert 'agent "mailbox"' in result.output
+
+
+def test_example_of_the_manual_is_what_is_said(tmp_path: Path) -> None:
+    section = MANUAL.read_text(encoding="utf-8").partition("## Where mail goes")[2].partition("\n## ")[0]
+    toml = section.partition("```toml\n")[2].partition("```")[0]
+    command, _, said = section.partition("```console\n")[2].partition("```")[0].partition("\n")
+    config = CONFIG.partition("[smtpd.recipients]")[0].replace("store", "mailstore") + toml
+    assert check(tmp_path, *command.split()[-2:], config=config).output == said
