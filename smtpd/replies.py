@@ -208,6 +208,7 @@ BARE_LINE_END = Reply("bare-line-end", 550, "5.5.2", "Lines end with CR and LF t
 TEXT_LINE_TOO_LONG = Reply("text-line-too-long", 554, "5.6.0", "A line is longer than {limit} octets")
 MAIL_LOOP = Reply("mail-loop", 554, "5.4.6", "Mail is looping: it passed too many hosts")
 DELIVERED_BEFORE = Reply("delivered-before", 554, "5.4.6", "Mail is looping: it was delivered to {address} before")
+STORE_REFUSED = Reply("store-refused", 554, "5.3.0", "The message is not taken")  # or other codes of a refusal
 HEADER_TOO_BIG = Reply("header-too-big", 554, "5.6.0", "The header section is bigger than {limit}")
 BAD_HEADER = Reply("bad-header", 550, "5.6.0", "{problem}")
 
