@@ -24,6 +24,7 @@ from typing import Literal
 from weakref import WeakValueDictionary
 
 from smtpd import replies
+from smtpd.content import MAX_HEAD
 from smtpd.log import Log
 from smtpd.model import ContentSource, IPAddress, Message, Recipient, Session
 from smtpd.notebook import Notebook
@@ -55,7 +56,7 @@ def message_key(sender: str, content: ContentSource) -> str | None:
     if len(identifiers) != 1 or not _unfold(identifiers[0]).strip(_NO_IDENTIFIER):
         return None
     fields = content.head()
-    if len(fields) < content.size and not fields.endswith(b"\r\n\r\n"):
+    if len(fields) > MAX_HEAD or (len(fields) < content.size and not fields.endswith(b"\r\n\r\n")):
         return None
     digest = blake2b(digest_size=32, person=b"smtpd message 1")
     for values in ([sender.encode()], identifiers, message.field_values("date"), message.field_values("from")):
@@ -272,7 +273,7 @@ class Journal:
                 self._remember_refusals,
             )
             for recipient, reply in outcomes.items()
-            if reply.is_permanent and reply.status.startswith(_REMEMBERED_STATUS)
+            if reply.status.startswith(_REMEMBERED_STATUS)
         ]
         await asyncio.gather(*refused)
 

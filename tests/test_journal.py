@@ -66,6 +66,7 @@ async def test_what_is_settled_after_an_attempt(
     assert await bench.known(bench.ann, bench.bob, bench.eve) == list(expected)
     assert bench.store.is_empty(DELIVERED) == (not any(expected))
     assert bench.complaints == []
+    assert not bench.journal._begun
 
 
 async def test_a_retry_that_completes_forgets_the_message() -> None:
@@ -95,6 +96,13 @@ async def test_a_client_lost_before_it_read_our_answer_does_not_double() -> None
     assert bench.store.is_empty(DELIVERED)
     await bench.journal.unconfirmed(KEY, outcomes)
     assert await bench.known(bench.ann, bench.bob) == [EARLIER, None]
+
+
+async def test_a_client_that_hears_the_refusal_of_what_it_had_delivered_is_done() -> None:
+    bench = Bench()
+    await bench.journal.unconfirmed(KEY, {bench.ann: TAKEN})
+    await bench.attempt({bench.ann: SPAM}, told=SPAM)  # the store could not be read before the hand-over
+    assert bench.store.is_empty(DELIVERED)
 
 
 async def test_a_client_that_lost_the_last_answer_of_a_retry_does_not_double_either() -> None:
@@ -154,6 +162,7 @@ async def test_a_message_without_key_is_not_remembered_but_its_refusals_are() ->
     bench = Bench()
     await bench.attempt({bench.ann: TAKEN, bench.bob: NOBODY}, told=MIXED, key=None)
     assert bench.store.is_empty(DELIVERED)
+    assert not bench.journal.idle
     assert await bench.journal.settled(None, [bench.ann]) == {}
     assert (await bench.heard(bench.bob)) is not None
     await bench.journal.unconfirmed(None, {bench.ann: TAKEN})
@@ -181,12 +190,12 @@ async def test_entries_go_after_days_and_refusals_after_hours() -> None:
 async def test_both_times_are_options_and_zero_is_never() -> None:
     bench = Bench(keep=10.0, remember_refusals=0.0)
     await bench.attempt({bench.ann: TAKEN, bench.bob: NOBODY}, told=MIXED)
-    assert bench.store.is_empty(REFUSED)
+    assert bench.store.calls == ["put"]
     bench.clock.now += 10
     assert bench.journal.idle
     none = Bench(keep=0.0)
     await none.attempt({none.ann: TAKEN, none.bob: LATER}, told=MIXED)
-    assert none.store.is_empty(DELIVERED)
+    assert none.store.calls == ["delete"]
 
 
 @pytest.mark.parametrize("refusal", [NOBODY, FULL, Reply("said", 553, "5.1.3", "No {such} address")])
@@ -205,6 +214,7 @@ async def test_a_refusal_nobody_heard_is_said_at_the_next_attempt(refusal: Reply
     [
         ((TAKEN, SPAM), PARTLY),
         ((TAKEN, SPAM), MIXED),
+        ((TAKEN, NOBODY), PARTLY),
         ((TAKEN, NOBODY), None),
         ((TAKEN, replies.MAILBOX_FULL(address="x")), MIXED),
         ((NOBODY, NOBODY), NOBODY),
@@ -318,10 +328,13 @@ async def test_a_second_attempt_waits_for_the_first() -> None:
         gone.cancel()
         await asyncio.sleep(0)  # callbacks
         assert not waiting.done()
+        assert bench.journal._under_way[KEY] == {waiting}
         assert bench.journal.under_way(KEY[::-1]) is None
         with pytest.raises(RuntimeError, match="under way"), bench.journal.hand_over(KEY):
             pass
-        assert bench.journal.under_way(KEY) is not None
+        last = bench.journal.under_way(KEY)
+        assert last is not None
+        last.cancel()
     await waiting
     assert bench.journal.under_way(KEY) is None
     assert bench.journal.idle

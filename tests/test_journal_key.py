@@ -81,6 +81,20 @@ def test_every_part_counts(change: dict[str, object]) -> None:
     assert replace(Letter(), **change).key() != Letter().key()  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        (Letter(dates=(b"x",), authors=()), Letter(dates=(), authors=(b"x",))),
+        (Letter(dates=(b"ab", b"")), Letter(dates=(b"a", b"b"))),
+        (Letter(dates=(b"a",), authors=(b"b", b"c")), Letter(dates=(b"a", b"b"), authors=(b"c",))),
+        (Letter(sender="joe", identifier=b"x<1>"), Letter(sender="joex", identifier=b"<1>")),
+        (Letter(authors=(b"ab",), body=b"c"), Letter(authors=(b"a",), body=b"bc")),
+    ],
+)
+def test_octets_that_move_from_one_part_to_the_next_count(one: Letter, two: Letter) -> None:
+    assert one.key() != two.key()
+
+
 headers = some.lists(
     some.tuples(
         some.sampled_from(TRACE), some.text("abc <>;=", max_size=20), some.sampled_from(["", "\r\n\tmore"])
@@ -110,6 +124,21 @@ def test_long_pieces_are_read_from_where_the_body_begins() -> None:
     assert message_key(letter.sender, pieces) == letter.key()
     pieces.close()
     assert replace(letter, body=body[:-1] + b"!").key() != letter.key()
+
+
+def test_a_header_section_in_many_pieces_is_no_part_of_the_body() -> None:
+    long = replace(Letter(), others=(b"X: " + b"x" * 30_000 + b"\r\n",))
+    pieces = content(long.octets(), 5_000, 10_000, 20_000, 30_020)
+    assert len(list(pieces.chunks())) > 3
+    assert message_key(long.sender, pieces) == Letter().key()
+
+
+@pytest.mark.parametrize("cuts", [(), (MAX_HEAD,), (MAX_HEAD + 10,), (5_000,)])
+def test_a_header_section_beyond_the_limit_gives_no_key_however_it_is_cut(cuts: tuple[int, ...]) -> None:
+    long = replace(Letter(), others=(b"X: " + b"x" * MAX_HEAD + b"\r\n",))
+    early = b"Message-ID: <1@a.test>\r\nX: " + b"x" * MAX_HEAD + b"\r\n\r\nHi"
+    assert message_key(long.sender, content(long.octets(), *cuts)) is None
+    assert message_key(long.sender, content(early, *cuts)) is None
 
 
 def test_folding_and_the_case_of_names_do_not_matter() -> None:

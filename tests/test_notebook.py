@@ -14,6 +14,7 @@ from journal_bench import (
     TAKEN,
     UNKNOWN,
     Bench,
+    recipient,
     session,
 )
 
@@ -54,7 +55,17 @@ async def test_a_store_that_works_again_takes_over(broken: Bench) -> None:
     await broken.attempt({broken.bob: TAKEN, broken.eve: LATER}, told=MIXED)
     broken.store.broken = set()
     await broken.attempt({broken.bob: EARLIER, broken.eve: TAKEN, broken.ann: LATER}, told=MIXED)
-    assert await Bench(store=broken.store).known(broken.bob, broken.eve, broken.ann) == [EARLIER, EARLIER, None]
+    for bench in (broken, Bench(store=broken.store)):
+        assert await bench.known(broken.bob, broken.eve, broken.ann) == [EARLIER, EARLIER, None]
+
+
+async def test_what_an_empty_store_did_not_take_is_found_and_complained_about() -> None:
+    bench = Bench()
+    bench.store.broken = {"put"}
+    await bench.attempt({bench.ann: TAKEN, bench.bob: LATER}, told=MIXED)
+    assert await bench.known(bench.ann, bench.bob) == [EARLIER, None]
+    assert not bench.journal.idle
+    assert bench.complaints == [("journal-failed", "the disk is full", 1)]
 
 
 async def test_what_the_store_did_not_take_is_bounded(broken: Bench) -> None:
@@ -96,13 +107,15 @@ async def test_marks_of_a_begin_that_failed_are_not_believed() -> None:
 @pytest.mark.parametrize("calls", [{"get"}, {"put", "delete"}, EVERYTHING])
 async def test_a_store_that_breaks_during_a_delivery_makes_no_refusal_of_a_deferral(calls: set[str]) -> None:
     bench = Bench(ONCE)
+    before = recipient("before")
+    await bench.journal.unconfirmed(KEY, {before: TAKEN})
     with bench.journal.hand_over(KEY):
         await bench.journal.begin(KEY, [bench.ann, bench.bob, bench.eve])
         bench.store.broken = calls
         fared = {bench.ann: TAKEN, bench.bob: LATER, bench.eve: UNKNOWN}
         await bench.journal.record(KEY, session(), SENDER, fared, told=MIXED)
     bench.store.broken = set()
-    assert await bench.known(bench.ann, bench.bob, bench.eve) == [EARLIER, None, MAYBE]
+    assert await bench.known(bench.ann, bench.bob, bench.eve, before) == [EARLIER, None, MAYBE, EARLIER]
     assert not bench.journal._begun
 
 
