@@ -106,6 +106,8 @@ BAD = {
     "v1 lone lf": b"PROXY TCP4 203.0.113.7 192.0.2.1 4321 25\nEHLO x\r\n",
     "v1 lone cr": b"PROXY TCP4 203.0.113.7 192.0.2.1 4321 25\rEHLO x\r\n",
     "v1 unknown, lone lf": b"PROXY UNKNOWN\nEHLO client.test\r\n",
+    "v1 unknown, lone lf behind a word": b"PROXY UNKNOWN x\nEHLO client.test\r\n",
+    "v1 unknown, lone cr behind a word": b"PROXY UNKNOWN x\rEHLO client.test\r\n",
     "v1 nul": b"PROXY TCP4 203.0.113.7\x00 192.0.2.1 4321 25\r\n",
     "v1 beyond ascii": b"PROXY TCP4 203.0.113.\xb2 192.0.2.1 4321 25\r\n",
     "v1 too long": b"PROXY UNKNOWN ".ljust(MAX_V1 - 1, b"x") + b"\r\n",

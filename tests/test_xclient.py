@@ -1,5 +1,6 @@
 """XCLIENT: what it says, and what is left of the session it was said in."""
 
+import contextlib
 from ipaddress import ip_address
 
 import pytest
@@ -62,10 +63,8 @@ def test_anything_else_is_refused(argument: bytes) -> None:
 
 @given(st.binary(max_size=100) | st.lists(st.sampled_from(ATTRIBUTES).map(str.encode)).map(b"=+41 ".join))
 def test_no_octets_break_it(argument: bytes) -> None:
-    try:
-        parse_xclient(argument)
-    except Refused as refused:
-        assert refused.reply.code == 501
+    with contextlib.suppress(Refused):
+        assert isinstance(parse_xclient(argument), XclientCommand)
 
 
 def old() -> Session:
