@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smtpd import replies
 from smtpd.addresses import Address
@@ -11,6 +11,9 @@ from smtpd.model import Session, TlsInfo, Transaction
 from smtpd.policy import Decision
 from smtpd.replies import Reply
 from smtpd.service import Service
+
+if TYPE_CHECKING:
+    from smtpd.handover import Outcome
 
 MAX_TOLD = 40  # decisions in one line
 
@@ -51,9 +54,13 @@ class Account:
         judged = _judged(reply, self._session, mail)
         self._service.log.info("refused", **fields, at=verb, reply=str(reply), reason=reply.key, **judged)
 
-    def message(self, mail: Transaction, reply: Reply, *, size: int, seconds: float) -> None:
+    def message(self, mail: Transaction, outcome: Outcome, *, size: int, seconds: float) -> None:
         """The reply to the end of data."""
-        meters, domains = self._service.meters, [recipient.address.domain for recipient in mail.recipients]
+        reply = outcome.reply
+        each, recipients = outcome.each, mail.recipients
+        if each is not None and len(each) > 1:
+            recipients = [recipient for recipient in recipients if each[recipient].is_positive is reply.is_positive]
+        meters, domains = self._service.meters, [recipient.address.domain for recipient in recipients]
         if reply.code < 400:
             self._session.messages += 1
             meters.received(domains, size)
@@ -66,6 +73,8 @@ class Account:
             judged = _judged(reply, self._session, mail)
         else:
             judged = {"reply": str(reply), "reason": reply.key, **_judged(reply, self._session, mail)}
+        if each is not None and len({one.key for one in each.values()}) > 1:
+            judged["outcomes"] = [str(each[recipient]) for recipient in mail.recipients]
         self._service.log.message(
             "message",
             common,
@@ -81,6 +90,14 @@ class Account:
         """The agents have answered; no filter's time or verdict is in it."""
         result: DeliveryResult = "accepted" if reply.is_positive else "deferred" if reply.is_temporary else "refused"
         self._service.meters.delivered(result, seconds)
+
+    def late(self, mail: Transaction, reply: Reply) -> None:
+        """The agents have answered after the client had been told that it takes too long."""
+        self._service.log.warning("delivered-late", **self._who(mail), reply=str(reply), reason=reply.key)
+
+    def journal_failed(self, error: Exception, mail: Transaction) -> None:
+        """The journal could not note that a message is on its way, so it is not."""
+        self._service.log.error("journal-failed", **self._who(mail), problem=str(error))
 
     def login(self, mechanism: str, reply: Reply, user: str = "") -> None:
         """AUTH ended; the line is what fail2ban looks for. `user` is the name that was tried in vain."""

@@ -7,21 +7,25 @@ from smtpd.account import Account
 from smtpd.channel import Channel
 from smtpd.content import Receiver
 from smtpd.delivery import Deliveries
-from smtpd.model import Session, Transaction
+from smtpd.handover import Outcome, Unread
+from smtpd.model import Recipient, Session, Transaction
 from smtpd.replies import Reply
 from smtpd.service import Service
 
+HTTP_VERBS = frozenset(("GET", "POST", "PUT", "HEAD", "DELETE", "OPTIONS", "CONNECT", "PATCH", "TRACE"))
 TRIES = 10  # times `max_recipients`: RCPT commands of one transaction that filters and agents are asked about
 
 
 class InFlight:
     """All that lives from MAIL to the reply behind the data."""
 
-    __slots__ = ("asked", "deliveries", "mail", "receiver")
+    __slots__ = ("accepted", "asked", "deliveries", "mail", "receiver")
 
     def __init__(self, mail: Transaction, deliveries: Deliveries) -> None:
         self.mail = mail
         self.asked = 0
+        self.accepted: list[Recipient] = []
+        """One entry for each RCPT that was accepted, so the same recipient may stand there twice."""
         self.deliveries = deliveries
         self.receiver: Receiver | None = None
         """Where content goes; a ChunkReceiver from the first BDAT on."""
@@ -31,18 +35,33 @@ class InFlight:
         self.asked += 1
         return not limit or (len(self.mail.recipients) < limit and self.asked <= limit * TRIES)
 
+    def known(self, recipient: Recipient) -> Recipient | None:
+        """The recipient with this very address, when it was accepted before."""
+        text = recipient.address.text
+        return next((known for known in self.mail.recipients if known.address.text == text), None)
+
+    @property
+    def answers_each(self) -> bool:
+        """Whether each recipient hears a reply of its own: LMTP, and PRDR as Exim does it, with several."""
+        return self.mail.session.lmtp or (self.mail.prdr and len(self.accepted) > 1)
+
 
 class Answering:
     """The state of a conversation, and its voice."""
 
-    __slots__ = ("account", "channel", "clock", "in_flight", "is_over", "is_welcome", "service", "session", "verb")
+    __slots__ = (
+        "account", "channel", "clock", "in_flight", "is_over", "is_welcome", "service", "session", "unread", "verb",
+    )  # fmt: skip
 
     def __init__(self, channel: Channel, session: Session, service: Service) -> None:
         self.channel = channel
         self.session = session
         self.service = service
+        session.lmtp = service.switches.lmtp
         self.account = Account(session, service)
         self.in_flight: InFlight | None = None
+        self.unread: list[Unread] = []
+        """Messages that were taken; the client has not shown yet that it knows."""
         self.verb = ""
         self.clock = 0.0
         self.is_over = False
@@ -62,11 +81,39 @@ class Answering:
             self.account.refused(reply, self.verb, self._mail, address)
         self._say(reply, self.account.tag(reply, self._mail) if traced else "")
         self.session.errors += reply.is_permanent
-        limit = self.service.config.limits.errors_per_session
         if reply.code == 421:
             self.is_over = True
-        elif limit and self.session.errors > limit and not self.is_over:
+        elif self._errs_too_often:
             self._leave(replies.TOO_MANY_ERRORS)
+
+    @property
+    def _errs_too_often(self) -> bool:
+        limit = self.service.config.limits.errors_per_session
+        # An MTA that hands over what others sent keeps its connection, however much of it is refused.
+        return bool(limit) and self.session.errors > limit and not self.is_over and not self.session.lmtp
+
+    def _answer(self, in_flight: InFlight, outcome: Outcome) -> None:
+        """Say how the message fared: once, or for each recipient (RFC 2033 §4.2, PRDR) and then once (PRDR)."""
+        reply, mail = outcome.reply, in_flight.mail
+        if in_flight.answers_each and (outcome.each is not None or mail.session.lmtp):
+            if not mail.session.lmtp:
+                self._say(replies.EACH_RECIPIENT)
+            for recipient in in_flight.accepted:
+                one = reply if outcome.each is None else outcome.each[recipient]
+                self._say(one, self.account.tag(one, mail))
+            if mail.session.lmtp:
+                return
+        if reply.is_positive:
+            self._say(reply, mail.id)
+        else:
+            self._refuse(reply, traced=True, logged=True)
+
+    def _note_reading(self) -> None:
+        """The client goes on: has it read what became of its messages?"""
+        if self.channel.was_read(self.unread[-1].flushes):
+            for unread in self.unread:
+                unread.read()
+            self.unread.clear()
 
     def _leave(self, reply: Reply) -> None:
         """RFC 5321 §3.8: 421 may answer anything, and the connection is over."""
@@ -89,7 +136,24 @@ class Answering:
 
     def _finish(self) -> None:
         self._forget_mail()
+        for unread in self.unread:
+            self.service.spawn(unread.remember())
         if self.service.policy.watches_close:
             self.service.spawn(self.service.policy.close(self.session))
         self.account.closed()
         self.channel.close()
+
+    def _login_failed(self, mechanism: str, reply: Reply, user: str) -> None:
+        self.account.login(mechanism, reply, user)
+        self.session.auth_failures += reply is replies.AUTH_FAILED
+        self._refuse(reply)
+        limit = self.service.config.limits.auth_failures_per_session
+        if limit and self.session.auth_failures >= limit and not self.is_over:
+            self._leave(replies.TOO_MANY_AUTH_FAILURES)
+
+    def _unknown(self, verb: str) -> None:
+        if verb in HTTP_VERBS and not self.session.helo:
+            self.account.dropped("http")  # a browser led here by a hostile page (ALPACA)
+            self.is_over = True
+        else:
+            self._refuse(replies.UNKNOWN_COMMAND)

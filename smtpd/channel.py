@@ -66,9 +66,9 @@ class Channel:
     """Carries one conversation. `feed`, `feed_eof`, `lost` and `blocked` are the carrier's side."""
 
     __slots__ = (
-        "_blocked", "_coroutine", "_data", "_deadline", "_draining", "_eof", "_finishing", "_idle", "_loop",
-        "_lost", "_out", "_paused", "_position", "_task", "_timer", "_timer_at", "_transport", "_waiting",
-        "fed", "on_finished", "on_vanished",
+        "_blocked", "_coroutine", "_data", "_deadline", "_draining", "_eof", "_fed", "_fed_at_flush", "_finishing",
+        "_idle", "_loop", "_lost", "_out", "_paused", "_position", "_task", "_timer", "_timer_at", "_transport",
+        "_waiting", "flushes", "on_finished", "on_vanished",
     )  # fmt: skip
 
     def __init__(self, transport: Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -90,8 +90,10 @@ class Channel:
         self._eof = False
         self._lost = False
         self._draining = False
-        self.fed = 0
-        """How often octets came; whoever sends some after a reply went out has read it."""
+        self._fed = 0
+        self._fed_at_flush = 0
+        self.flushes = 0
+        """How often something was sent."""
         self.on_finished: Callable[[], None] | None = None
         self.on_vanished: Callable[[], None] | None = None
         """Called when the client vanishes while something runs that is carried through."""
@@ -117,7 +119,13 @@ class Channel:
         if self._out and not self._lost:
             data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
             self._out.clear()
+            self.flushes += 1
+            self._fed_at_flush = self._fed
             self._transport.write(data)
+
+    def was_read(self, flushes: int) -> bool:
+        """Whether octets came after what was said when `flushes` stood there had been sent."""
+        return self.flushes > flushes and self._fed > self._fed_at_flush
 
     async def line(self, timeout: float, *, limit: int = 0, idle: bool = False) -> bytes:
         """The next line without its CRLF, the only line end (RFC 5321 §2.3.8).
@@ -262,7 +270,7 @@ class Channel:
 
     def feed(self, data: bytes) -> None:
         """Octets came."""
-        self.fed += 1
+        self._fed += 1
         if self._position < len(self._data):
             self._data = self._data[self._position :] + data
         else:

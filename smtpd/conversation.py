@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from time import perf_counter
 
-from smtpd import auth, commands, replies, trace
+from smtpd import auth, commands, replies
 from smtpd.answering import Answering, InFlight
 from smtpd.channel import Disconnected, Draining, Ended, TimedOut
 from smtpd.content import ChunkReceiver, DataReceiver, Receiver, SkippedChunk
-from smtpd.delivery import Deliveries, combine
+from smtpd.delivery import Deliveries
+from smtpd.handover import Handover, Outcome
 from smtpd.model import Message, Recipient, Transaction
 from smtpd.replies import Refused, Reply
 from smtpd.sasl import Exchange
@@ -81,6 +82,8 @@ class Conversation(Answering):
     async def command(self) -> None:
         """One line: find its method, see that its turn has come, time it."""
         line = await self.channel.line(self.service.config.timeouts.command, idle=self.in_flight is None)
+        if self.unread:
+            self._note_reading()
         self.verb = ""
         if self.channel.pending and not (self.session.esmtp and self.service.switches.pipelining):
             self.session.early = True  # RFC 2920 §3.1: nobody allowed it to go on
@@ -98,18 +101,25 @@ class Conversation(Answering):
         finally:
             self.service.meters.command(verb, perf_counter() - self.clock)
 
+    async def lhlo(self, argument: bytes) -> None:
+        """RFC 2033 §4.1: what LMTP has in the place of EHLO."""
+        await self.ehlo(argument)
+
     async def ehlo(self, argument: bytes) -> None:
         """RFC 5321 §4.1.1.1."""
-        await self._introduce(commands.parse_helo("EHLO", argument), esmtp=True)
+        await self._introduce(argument, esmtp=True)
         self.channel.write(self.service.ehlo(self.session))
 
     async def helo(self, argument: bytes) -> None:
         """RFC 5321 §4.1.1.1: no extension is in force afterwards."""
-        await self._introduce(commands.parse_helo("HELO", argument), esmtp=False)
+        await self._introduce(argument, esmtp=False)
         self._say(replies.HELO(hostname=self.service.config.hostname))
 
-    async def _introduce(self, name: str, *, esmtp: bool) -> None:
+    async def _introduce(self, argument: bytes, *, esmtp: bool) -> None:
         policy, session = self.service.policy, self.session
+        if session.lmtp != (self.verb == "LHLO"):
+            raise Refused(replies.UNKNOWN_COMMAND)  # RFC 2033 §4.1
+        name = commands.parse_helo(self.verb, argument)
         self._forget_mail()  # RFC 5321 §4.1.4
         session.early |= self.channel.pending  # RFC 2920 §3.1: EHLO ends a group
         session.helo, session.esmtp = name, esmtp
@@ -161,19 +171,11 @@ class Conversation(Answering):
         self.account.login(mechanism.name, replies.AUTH_OK)
         self._say(replies.AUTH_OK)
 
-    def _login_failed(self, mechanism: str, reply: Reply, user: str) -> None:
-        self.account.login(mechanism, reply, user)
-        self.session.auth_failures += reply is replies.AUTH_FAILED
-        self._refuse(reply)
-        limit = self.service.config.limits.auth_failures_per_session
-        if limit and self.session.auth_failures >= limit and not self.is_over:
-            self._leave(replies.TOO_MANY_AUTH_FAILURES)
-
     async def mail(self, argument: bytes) -> None:
         """RFC 5321 §4.1.1.2."""
         service, session = self.service, self.session
         if not session.helo:
-            raise Refused(replies.HELO_FIRST)
+            raise Refused(replies.LHLO_FIRST if session.lmtp else replies.HELO_FIRST)
         if self.in_flight is not None:
             raise Refused(replies.NESTED_MAIL)
         if service.max_transactions and session.transactions >= service.max_transactions:
@@ -215,12 +217,20 @@ class Conversation(Answering):
             self._say(replies.RECIPIENT_OK)
 
     async def _judge_recipient(self, in_flight: InFlight, recipient: Recipient) -> Reply | None:
-        mail, policy = in_flight.mail, self.service.policy
-        if mail.smtputf8 and not self.service.agents[recipient.agent].carries_utf8:
+        mail, service, policy = in_flight.mail, self.service, self.service.policy
+        if mail.smtputf8 and not service.agents[recipient.agent].carries_utf8:
             return replies.CANNOT_CARRY_UTF8(address=recipient.address)
-        if mail.recipients and any(recipient.address.text == known.address.text for known in mail.recipients):
-            return None
+        if mail.recipients:
+            if known := in_flight.known(recipient):
+                in_flight.accepted.append(known)
+                return None
+            if service.splits and recipient.agent != mail.recipients[0].agent:
+                return replies.ANOTHER_STORE(address=recipient.address)
         if not policy.recipient.idle and (reply := await self.channel.run(policy.recipient(mail, recipient))):
+            return reply
+        if not service.journal.idle and (
+            reply := await self.channel.run(service.journal.refusal(mail.session, mail.sender.text, recipient))
+        ):
             return reply
         if not in_flight.deliveries.asks(recipient):
             in_flight.deliveries.add_known(recipient)
@@ -231,6 +241,7 @@ class Conversation(Answering):
         ):
             return reply
         mail.recipients.append(recipient)
+        in_flight.accepted.append(recipient)
         return None
 
     async def data(self, argument: bytes) -> None:
@@ -280,44 +291,19 @@ class Conversation(Answering):
     async def _message(self, in_flight: InFlight, receiver: Receiver) -> None:
         """RFC 5321 §6.1: 250 only after an agent has made the message safe."""
         self.clock = perf_counter()
-        mail = in_flight.mail
-        reply = receiver.finish() or self._loop_check(receiver)
-        size = receiver.octets if receiver.problem is not None else receiver.content.size
-        if reply is None:
-            reply = await self._judge_and_deliver(in_flight, Message(receiver.content))
-        self.account.message(mail, reply, size=size, seconds=perf_counter() - self.clock)
-        if reply.is_positive:
-            self._say(reply, mail.id)
-        else:
-            self._refuse(reply, traced=True, logged=True)
+        mail, content = in_flight.mail, receiver.content
+        reply = receiver.finish()
+        size = receiver.octets if receiver.problem is not None else content.size
+        handover = Handover(self, in_flight, Message(content))
+        outcome = await handover.run() if reply is None else Outcome(reply)
+        self.account.message(mail, outcome, size=size, seconds=perf_counter() - self.clock)
+        self._answer(in_flight, outcome)
+        if unread := handover.unread(outcome):
+            self.unread.append(unread)
         if receiver.found_bare_line_end:  # what follows may be smuggled: nothing of it is read as a command
             self.is_over = True
             await self.channel.drain(receiver, DRAIN_SECONDS)
-        self._forget_mail(reply)
-
-    async def _judge_and_deliver(self, in_flight: InFlight, message: Message) -> Reply:
-        mail, policy = in_flight.mail, self.service.policy
-        refused: dict[Recipient, Reply] = {}
-        if not policy.message.idle:
-            judgement = await self.channel.run(policy.message(mail, message))
-            if judgement.reply is not None:
-                return judgement.reply
-            refused.update(judgement.refused)
-            mail.recipients = [recipient for recipient in mail.recipients if recipient not in refused]
-            message.added.extend(trace.field(name, value) for name, value in judgement.headers)
-            if labels := mail.all_labels:
-                message.added.append(trace.labels(labels))
-        message.added.append(trace.received(self.session, mail, self.service.config.hostname))
-        if mail.recipients:
-            handed_over = perf_counter()
-            answers = await self.channel.run(in_flight.deliveries.deliver(message), finish=True)
-            self.account.delivered(combine(answers, prdr=False), perf_counter() - handed_over)
-            refused.update(answers)
-        return combine(refused, prdr=False)
-
-    def _loop_check(self, receiver: Receiver) -> Reply | None:
-        hops = (b"\n" + receiver.content.head().lower()).count(b"\nreceived:")  # RFC 5321 §6.3
-        return replies.MAIL_LOOP if hops > self.service.config.max_received else None
+        self._forget_mail(outcome.reply)
 
     async def rset(self, argument: bytes) -> None:
         """RFC 5321 §4.1.1.5: EHLO, AUTH and TLS stay."""
@@ -353,7 +339,7 @@ class Conversation(Answering):
         if self.in_flight is None:
             raise Refused(replies.MAIL_FIRST)
         if not self.in_flight.mail.recipients:
-            raise Refused(replies.NO_VALID_RECIPIENTS)
+            raise Refused(replies.NO_RECIPIENTS_YET if self.session.lmtp else replies.NO_VALID_RECIPIENTS)
         return self.in_flight
 
     def _with_chunks(self) -> InFlight:
@@ -366,16 +352,10 @@ class Conversation(Answering):
             raise Refused(replies.BDAT_FAILED_BEFORE)
         return in_flight
 
-    def _unknown(self, verb: str) -> None:
-        if verb in HTTP_VERBS and not self.session.helo:
-            self.account.dropped("http")  # a browser led here by a hostile page (ALPACA)
-            self.is_over = True
-        else:
-            self._refuse(replies.UNKNOWN_COMMAND)
-
 
 Method = Callable[[Conversation, bytes], Awaitable[None]]
 METHODS: dict[str, Method] = {
+    "LHLO": Conversation.lhlo,
     "EHLO": Conversation.ehlo,
     "HELO": Conversation.helo,
     "MAIL": Conversation.mail,
@@ -396,4 +376,3 @@ METHODS: dict[str, Method] = {
     "SOML": Conversation.not_offered,
     "SAML": Conversation.not_offered,
 }
-HTTP_VERBS = frozenset(("GET", "POST", "PUT", "HEAD", "DELETE", "OPTIONS", "CONNECT", "PATCH", "TRACE"))

@@ -18,6 +18,7 @@ from smtpd.config.problems import Origins
 from smtpd.config.validation import Draft
 from smtpd.content import Budget
 from smtpd.delivery import DeliveryAgent
+from smtpd.journal import Journal
 from smtpd.log import Log
 from smtpd.metrics import Meters, Metrics, Slots
 from smtpd.options import AgentOptions, FilterOptions
@@ -25,6 +26,7 @@ from smtpd.policy import Filter, Policy, Rule
 from smtpd.routing import Router
 from smtpd.service import Service, make_service
 from smtpd.services import Services
+from smtpd.store import Store
 
 STOP_SECONDS = 30.0  # for one agent or filter, which may have to finish something; systemd waits 90 for all of us
 
@@ -63,12 +65,14 @@ class Generation:
         budget: Budget,
         spawn: Spawn,
         has_tls: bool,
+        journal: Journal,
+        store: Store,
         own: OwnParts = _NOTHING,
     ) -> None:
         self.config = config
         self._log = log
         self._started: list[tuple[str, Part]] = []
-        services = Services(hostname=config.hostname, log=log, metrics=metrics)
+        services = Services(hostname=config.hostname, log=log, metrics=metrics, store=store)
         self.agents = _agents(config, services, own.agents)
         self.filters, rules = _filters(config, services, own.filters)
         self.authenticator = _authenticator(config, services)
@@ -87,6 +91,7 @@ class Generation:
                 meters=Meters(metrics, name, config.domains, slots),
                 log=log,
                 spawn=spawn,
+                journal=journal,
                 greet_delay=_greet_delay(rules, name, listener),
             )
             for name, listener in config.listeners.items()

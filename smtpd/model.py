@@ -106,6 +106,8 @@ class Session:
     helo: str = ""
     """The argument of EHLO or HELO as received, printable ASCII; empty before it."""
     esmtp: bool = False
+    lmtp: bool = False
+    """The client speaks LMTP (RFC 2033), so each recipient hears its own reply to the data."""
     tls: TlsInfo | None = None
     login: str | None = None
     """The authenticated user, None before AUTH."""

@@ -121,6 +121,7 @@ class Refused(Exception):  # noqa: N818 - it is an answer, not an error
 
 # Greeting, closing (RFC 5321 §3.1, §3.8)
 GREETING = Reply("greeting", 220, "", "{hostname} ESMTP")
+LMTP_GREETING = Reply("lmtp-greeting", 220, "", "{hostname} LMTP")
 NO_SERVICE = Reply("no-service", 554, "", "{hostname} No SMTP service here for this address")
 NO_SERVICE_NOW = Reply("no-service-now", 421, "4.7.0", "{hostname} No SMTP service here for this address now")
 NO_SERVICE_COMMAND = Reply("no-service-command", 503, "5.5.1", "Only QUIT is answered on this connection")
@@ -143,6 +144,7 @@ CANNOT_VERIFY = Reply("cannot-verify", 252, "2.5.2", "Cannot verify, but will ta
 SENDER_OK = Reply("sender-ok", 250, "2.1.0", "Sender ok")
 RECIPIENT_OK = Reply("recipient-ok", 250, "2.1.5", "Recipient ok")
 SEND_DATA = Reply("send-data", 354, "", "Send the message, end with <CRLF>.<CRLF>")
+EACH_RECIPIENT = Reply("each-recipient", 353, "", "One reply for each recipient follows")
 CHUNK_OK = Reply("chunk-ok", 250, "2.0.0", "{size} octets received")
 ACCEPTED = Reply("accepted", 250, "2.0.0", "Ok, delivered")
 UNKNOWN_COMMAND = Reply("unknown-command", 500, "5.5.2", "Unknown command")
@@ -161,8 +163,10 @@ NON_ASCII_RECIPIENT = Reply("non-ascii-recipient", 553, "5.6.7", "An address bey
 CANNOT_CARRY_UTF8 = Reply("cannot-carry-utf8", 553, "5.6.7", "{address} cannot receive mail that needs SMTPUTF8")
 CANNOT_CARRY_8BIT = Reply("cannot-carry-8bit", 554, "5.6.3", "{address} cannot receive content beyond ASCII")
 HELO_FIRST = Reply("helo-first", 503, "5.5.1", "Say EHLO or HELO first")
+LHLO_FIRST = Reply("lhlo-first", 503, "5.5.1", "Say LHLO first")
 MAIL_FIRST = Reply("mail-first", 503, "5.5.1", "Say MAIL first")
 NESTED_MAIL = Reply("nested-mail", 503, "5.5.1", "A transaction is open already, say RSET first")
+NO_RECIPIENTS_YET = Reply("no-recipients-yet", 503, "5.5.1", "No valid recipients")
 NO_VALID_RECIPIENTS = Reply("no-valid-recipients", 554, "5.5.1", "No valid recipients")
 RCPT_AFTER_BDAT = Reply("rcpt-after-bdat", 503, "5.5.1", "RCPT cannot follow BDAT in one transaction")
 DATA_AFTER_BDAT = Reply("data-after-bdat", 503, "5.5.1", "DATA cannot follow BDAT in one transaction")
@@ -196,6 +200,7 @@ NULL_SENDER_ONE_RECIPIENT = Reply(
     "null-sender-one-recipient", 550, "5.7.1", "A message from <> has one recipient"
 )
 NO_SUCH_USER = Reply("no-such-user", 550, "5.1.1", "No mailbox here by the name {address}")
+ANOTHER_STORE = Reply("another-store", 452, "4.5.3", "{address} needs a transaction of its own, send it separately")
 TOO_MANY_RECIPIENTS = Reply("too-many-recipients", 452, "4.5.3", "Too many recipients, send the rest separately")
 TOO_MANY_MESSAGES = Reply("too-many-messages", 421, "4.7.0", "{hostname} Too many messages on one connection")
 MAILBOX_FULL = Reply("mailbox-full", 452, "4.2.2", "The mailbox of {address} is full")
@@ -220,6 +225,7 @@ SPOKE_EARLY = Reply("spoke-early", 550, "5.7.1", "You spoke before it was your t
 
 # Ours to mend, never the sender's fault
 OUR_FAULT = Reply("our-fault", 451, "4.3.0", "Something went wrong here, please try again later")
+FILTERS_LATE = Reply("filters-late", 451, "4.3.0", "The message could not be checked in time, please try again later")
 FILTER_FAILED = Reply("filter-failed", 451, "4.3.0", "A check could not be made, please try again later")
 STORE_SAID = Reply("store-said", 451, "4.0.0", "{text}")  # with the codes of the server behind us
 BACKEND_DOWN = Reply("backend-down", 451, "4.4.1", "The mailstore cannot be reached, please try again later")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from typing import Any
@@ -13,10 +14,12 @@ from smtpd.acceptor import Acceptor
 from smtpd.config import Config
 from smtpd.exporter import Exporter
 from smtpd.generation import AgentMaker, FilterMaker, Generation, OwnParts, check
+from smtpd.journal import Journal
 from smtpd.limits import ConnectionLimits, ContentBudget
 from smtpd.log import Log
 from smtpd.metrics import Metrics, Slots
 from smtpd.sockets import BACKLOG, Inherited, bind, describe
+from smtpd.store import MemoryStore, Store, open_store
 from smtpd.tls import Certificates, TlsError, combinations
 from smtpd.wire import Connection, Gate
 
@@ -58,6 +61,8 @@ class Server:
         self._limits = ConnectionLimits(config.limits.connections, config.limits.connections_per_ip)
         self._budget = ContentBudget(config.limits.memory_for_content)
         self._slots = Slots(config.metrics.ip_slots)
+        self._store: Store = MemoryStore(time.monotonic)
+        self._journal = Journal(self._store, log=self.log)
         self._certificates: Certificates | None = None
         self._generation: Generation | None = None
         self._gates: dict[str, Gate] = {}
@@ -95,6 +100,7 @@ class Server:
     async def start_quietly(self) -> Generation:
         """Start agents and filters, but listen nowhere; for conversations that come by another way."""
         self._begin()
+        await self._open_store()
         self._generation = self._make(self.config)
         await self._generation.start()
         return self._generation
@@ -110,6 +116,7 @@ class Server:
                 wanted = combinations(self.config)
                 self._certificates = Certificates(self.config.tls, self.log, self.metrics, combinations=wanted)
                 self._watch = asyncio.create_task(self._certificates.watch())
+            await self._open_store()
             self._generation = self._make(self.config)
             await self._generation.start()
             await self._listen()
@@ -163,6 +170,7 @@ class Server:
         if self._generation is not None:
             await self._generation.stop()
             self._generation = None
+        await self._store.stop()
         if self._exporter is not None:
             await self._exporter.stop()
             self._exporter = None
@@ -186,6 +194,8 @@ class Server:
 
     async def _replace(self, config: Config) -> None:
         check(config, self._own)
+        if config.delivery != self.config.delivery:
+            self._journal = self._make_journal(config)
         old, options = self._generation, config.tls
         generation = self._make(config)
         async with asyncio.timeout(START_SECONDS):
@@ -205,6 +215,8 @@ class Server:
         self._limits.total = config.limits.connections
         self._limits.per_ip = config.limits.connections_per_ip
         self._budget.limit = config.limits.memory_for_content
+        if config.state != self.config.state:
+            self.log.warning("restart-needed", listener="", problem="[smtpd.state] holds only after a restart")
         self._generation, self.config = generation, config
         self.log.info("reloaded")
         if old is not None:
@@ -219,7 +231,11 @@ class Server:
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something nobody waits for; an exception is logged, and `stop` waits for it."""
-        task = asyncio.create_task(work)
+        try:
+            task = asyncio.create_task(work)
+        except RuntimeError:  # the event loop is gone, and so is the server
+            work.close()
+            return
         self._background.add(task)
         task.add_done_callback(self._spawned_ended)
 
@@ -237,6 +253,8 @@ class Server:
             budget=self._budget,
             spawn=self.spawn,
             has_tls=self._certificates is not None,
+            journal=self._journal,
+            store=self._store,
             own=self._own,
         )
 
@@ -247,6 +265,21 @@ class Server:
             self._inherited = Inherited({})  # what systemd handed over is closed
             if self._owns_log:
                 self.log = Log(self.config.log)
+
+    async def _open_store(self) -> None:
+        self._store = open_store(self.config.state.url)
+        self._journal = self._make_journal(self.config)
+        await self._store.start()
+
+    def _make_journal(self, config: Config) -> Journal:
+        options = config.delivery
+        return Journal(
+            self._store,
+            guarantee=options.guarantee,
+            keep=options.remember,
+            remember_refusals=options.remember_refusals,
+            log=self.log,
+        )
 
     async def _listen(self) -> None:
         assert self._generation is not None

@@ -11,6 +11,7 @@ from smtpd.auth import Authenticator
 from smtpd.config import Config, Listener, Switches
 from smtpd.content import Budget, Content, Receiver
 from smtpd.delivery import DeliveryAgent
+from smtpd.journal import Journal
 from smtpd.log import Log
 from smtpd.metrics import Meters
 from smtpd.model import IPAddress, Session
@@ -19,7 +20,7 @@ from smtpd.replies import Reply
 from smtpd.routing import Router
 
 # RFC 3207 §4. BDAT is refused by itself: MAIL cannot have been, and its octets must be read (RFC 3030 §2).
-_BEFORE_TLS = frozenset(("EHLO", "HELO", "NOOP", "RSET", "QUIT", "HELP", "STARTTLS", "BDAT"))
+_BEFORE_TLS = frozenset(("EHLO", "HELO", "LHLO", "NOOP", "RSET", "QUIT", "HELP", "STARTTLS", "BDAT"))
 _BEFORE_AUTH = _BEFORE_TLS | {"AUTH"}  # RFC 6409 §4.3
 _UTF8 = frozenset(("SMTPUTF8",))
 
@@ -44,6 +45,11 @@ class Service:
     greet_delay: float
     gated: bool
     """Whether `gate` can ever say no."""
+    journal: Journal
+    is_cautious: bool
+    """Whether no message may be delivered twice, so that a retry may have to be refused."""
+    splits: bool
+    """Whether one transaction goes to one agent only."""
     max_recipients: int
     max_transactions: int
     spawn: Callable[[Coroutine[Any, Any, None]], None]
@@ -128,6 +134,7 @@ def make_service(
     meters: Meters,
     log: Log,
     spawn: Callable[[Coroutine[Any, Any, None]], None],
+    journal: Journal,
     greet_delay: float = 0.0,
 ) -> Service:
     """Work out what the listener `name` offers."""
@@ -152,15 +159,29 @@ def make_service(
         reachable=tuple(agent for agent_name, agent in agents.items() if agent_name in targets),
         greet_delay=greet_delay,
         gated=switches.tls_required or switches.auth == "required",
+        journal=journal,
+        is_cautious=config.delivery.guarantee == "at-most-once",
+        splits=config.delivery.mixed == "split",
         max_recipients=config.max_recipients,
         max_transactions=config.limits.messages_per_session,
         spawn=spawn,
         can_start_tls=switches.tls == "starttls" and has_certificate,
-        plain_extensions=frozenset(("SIZE", "8BITMIME", "AUTH") if offers_auth else ("SIZE", "8BITMIME")),
+        plain_extensions=_plain_extensions(switches, offers_auth=offers_auth),
         texts=config.replies,
-        greeting=replies.GREETING(hostname=config.hostname).encode("", config.replies),
+        greeting=(replies.LMTP_GREETING if switches.lmtp else replies.GREETING)(hostname=config.hostname).encode(
+            "", config.replies
+        ),
         accepted_fields=log.bind(reply=str(replies.ACCEPTED), reason=replies.ACCEPTED.key),
     )
+
+
+def _plain_extensions(switches: Switches, *, offers_auth: bool) -> frozenset[str]:
+    names = {"SIZE", "8BITMIME"}
+    if offers_auth:
+        names.add("AUTH")
+    if switches.prdr:
+        names.add("PRDR")
+    return frozenset(names)
 
 
 def _keywords(config: Config, switches: Switches, size: int, *, utf8: bool) -> Iterable[str]:
@@ -174,6 +195,8 @@ def _keywords(config: Config, switches: Switches, size: int, *, utf8: bool) -> I
         yield "CHUNKING"
     if utf8:
         yield "SMTPUTF8"
+    if switches.prdr:
+        yield "PRDR"
     limits = [f"RCPTMAX={config.max_recipients}"]
     if config.limits.messages_per_session:
         limits.append(f"MAILMAX={config.limits.messages_per_session}")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from smtpd.store import MemoryStore, Store
 
 if TYPE_CHECKING:
     from smtpd.log import Log
@@ -12,8 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The surroundings of a plug-in; later rooms (resolver, store) join here."""
+    """The surroundings of a plug-in; later rooms (a resolver) join here."""
 
     hostname: str
     log: Log
     metrics: Metrics
+    store: Store = field(default_factory=lambda: MemoryStore(time.monotonic))
+    """What outlives a connection; see `[smtpd.state]`."""

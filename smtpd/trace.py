@@ -38,7 +38,9 @@ def protocol(session: Session, mail: Transaction) -> str:
     """The word behind "with": RFC 3848 and RFC 6531 §3.7.3."""
     secured = ("S" if session.tls else "") + ("A" if session.login is not None else "")
     if mail.smtputf8:
-        return f"UTF8SMTP{secured}"
+        return f"UTF8{'LMTP' if session.lmtp else 'SMTP'}{secured}"
+    if session.lmtp:
+        return f"LMTP{secured}"
     return f"ESMTP{secured}" if session.esmtp else "SMTP"
 
 

@@ -39,7 +39,9 @@ _LISTENERS: dict[str, dict[str, Any]] = {
     "submission": {"mode": "submission"},
     "alt": {"mode": "alt"},
     "normalise": {"mode": "smtp", "bare_line_ends": "normalise"},
-    "bare": {"mode": "smtp", "tls": "off", "chunking": False, "smtputf8": False, "pipelining": False},
+    "bare": {"mode": "smtp", "tls": "off", "chunking": False, "smtputf8": False, "pipelining": False,
+             "prdr": False},
+    "lmtp": {"mode": "lmtp"},
     "lenient": {"mode": "alt", "auth": "off"},
 }
 

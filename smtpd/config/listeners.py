@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
 from smtpd.options import Bytes, Networks, Options
 
-Mode = Literal["smtp", "smtps", "submission", "alt"]
+Mode = Literal["smtp", "smtps", "submission", "alt", "lmtp"]
 Tls = Literal["off", "starttls", "implicit"]
 Wish = Literal["off", "optional", "required"]
 LineEnds = Literal["reject", "normalise"]
@@ -70,6 +70,8 @@ class Switches:
     pipelining: bool = True
     session_tickets: bool
     client_certificates: Wish = "off"
+    prdr: bool = True
+    lmtp: bool = False
 
 
 PRESETS: Mapping[Mode, Switches] = {
@@ -83,6 +85,9 @@ PRESETS: Mapping[Mode, Switches] = {
     "alt": Switches(
         tls="starttls", tls_required=False, auth="optional", bare_line_ends="reject", session_tickets=False
     ),
+    "lmtp": Switches(
+        tls="off", tls_required=False, auth="off", bare_line_ends="reject", session_tickets=False, prdr=False, lmtp=True
+    ),
 }
 
 
@@ -93,7 +98,8 @@ class Listener(Options):
     """One address or several: ":25" (every IPv4 and IPv6 address), "127.0.0.1:25", "[::1]:25", "unix:PATH",
     or "systemd" and "systemd:NAME" for sockets handed over by systemd."""
     mode: Mode
-    """A preset of the switches below: "smtp" (25), "smtps" (465), "submission" (587) or "alt" (2525)."""
+    """A preset of the switches below: "smtp" (25), "smtps" (465), "submission" (587), "alt" (2525), or "lmtp"
+    for an MTA that has us as its filter (RFC 2033; never on port 25)."""
     tls: Tls | None = None
     """"starttls" offers it, "implicit" starts with the handshake; unset: as the mode says."""
     tls_required: bool | None = None
@@ -109,6 +115,8 @@ class Listener(Options):
     """Whether SMTPUTF8 (RFC 6531) is offered, provided every agent can carry it; unset: true."""
     pipelining: bool | None = None
     """Whether PIPELINING (RFC 2920) is offered; unset: true."""
+    prdr: bool | None = None
+    """Whether PRDR is offered, a reply for each recipient behind the data, as Exim asks for; unset: true."""
     session_tickets: bool | None = None
     """Whether TLS sessions resume by ticket; unset: false for smtp and alt, as some senders fail on them."""
     client_certificates: Wish | None = None
@@ -138,4 +146,6 @@ class Listener(Options):
             pipelining=preset.pipelining if self.pipelining is None else self.pipelining,
             session_tickets=preset.session_tickets if self.session_tickets is None else self.session_tickets,
             client_certificates=self.client_certificates or preset.client_certificates,
+            prdr=preset.prdr if self.prdr is None else self.prdr and not preset.lmtp,
+            lmtp=preset.lmtp,
         )

@@ -54,6 +54,40 @@ class Timeouts(Options):
     """For the whole TLS handshake, seconds (Postfix 300)."""
     auth: Seconds = 120.0
     """For one answer of the client inside AUTH, seconds."""
+    filters: Seconds = 60.0
+    """For all filters together at the end of data, seconds; then 451, and nothing is delivered."""
+    delivery: Seconds = 240.0
+    """For the agents at the end of data, seconds; then 451, but what has begun is finished, and the retry of the
+    same message is answered with how it ended (clients wait 10 minutes, RFC 5321 §4.5.3.2.6)."""
+
+
+class DeliveryOptions(Options):
+    """What is said when a message fares differently for its recipients, and when nobody knows how it fared."""
+
+    mixed: Literal["combine", "split"] = "combine"
+    """"combine" makes one reply of several (see docs/operating.md); "split" puts recipients of a second agent off
+    with 452, so that they come in a transaction of their own."""
+    guarantee: Literal["at-least-once", "at-most-once"] = "at-least-once"
+    """What a retry means when a mailstore's answer never came: deliver (perhaps a second time), or refuse for
+    good, saying that the message may have been delivered."""
+    remember: Seconds = 5 * 86400.0
+    """How long is kept who has a message already, when its sender was told to try again, seconds."""
+    remember_refusals: Seconds = 4 * 3600.0
+    """How long is kept whom a message was refused for after the data, when its sender was told to try again,
+    seconds: on the retry it hears so at RCPT."""
+
+
+def _check_state_url(url: str) -> str:
+    if url != "memory:" and not (url.startswith("sqlite:") and len(url) > len("sqlite:")):
+        raise ValueError('must be "memory:" or "sqlite:PATH", such as "sqlite:/var/lib/smtpd/state.db"')
+    return url
+
+
+class StateOptions(Options):
+    """Where is kept what outlives a connection."""
+
+    url: Annotated[str, AfterValidator(_check_state_url)] = "memory:"
+    """"memory:" (gone after a restart) or "sqlite:PATH"."""
 
 
 class Certificate(Options):
@@ -208,6 +242,10 @@ class Config(Options):
     """See `[smtpd.relay]`."""
     dns: DnsOptions = DnsOptions()
     """See `[smtpd.dns]`."""
+    delivery: DeliveryOptions = DeliveryOptions()
+    """See `[smtpd.delivery]`."""
+    state: StateOptions = StateOptions()
+    """See `[smtpd.state]`."""
     agents: dict[str, SerializeAsAny[AgentOptions]] = {}
     """See docs/agents.md."""
     filters: dict[str, SerializeAsAny[FilterOptions]] = {}
