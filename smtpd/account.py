@@ -97,7 +97,7 @@ class Account:
 
     def journal_failed(self, error: Exception, mail: Transaction) -> None:
         """The journal could not note that a message is on its way, so it is not."""
-        self._service.log.error("journal-failed", **self._who(mail), problem=str(error))
+        self._service.log.error("not-handed-over", **self._who(mail), problem=str(error))
 
     def login(self, mechanism: str, reply: Reply, user: str = "") -> None:
         """AUTH ended; the line is what fail2ban looks for. `user` is the name that was tried in vain."""

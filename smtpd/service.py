@@ -17,6 +17,7 @@ from smtpd.metrics import Meters
 from smtpd.model import IPAddress, Session
 from smtpd.policy import Policy
 from smtpd.replies import Reply
+from smtpd.rewriting import Target
 from smtpd.routing import Router
 
 # RFC 3207 §4. BDAT is refused by itself: MAIL cannot have been, and its octets must be read (RFC 3030 §2).
@@ -141,9 +142,7 @@ def make_service(
     switches = listener.switches()
     size = config.max_message_size if listener.max_message_size is None else listener.max_message_size
     offers_auth = switches.auth != "off" and authenticator is not None
-    targets = {*config.domains.values(), *config.recipients.values()}
-    if offers_auth and config.relay is not None:
-        targets.add(config.relay.agent)
+    greeting = replies.LMTP_GREETING if switches.lmtp else replies.GREETING
     return Service(
         listener=name,
         config=config,
@@ -156,7 +155,7 @@ def make_service(
         budget=budget,
         meters=meters,
         log=log,
-        reachable=tuple(agent for agent_name, agent in agents.items() if agent_name in targets),
+        reachable=_reachable(config, agents, relays=offers_auth),
         greet_delay=greet_delay,
         gated=switches.tls_required or switches.auth == "required",
         journal=journal,
@@ -168,11 +167,16 @@ def make_service(
         can_start_tls=switches.tls == "starttls" and has_certificate,
         plain_extensions=_plain_extensions(switches, offers_auth=offers_auth),
         texts=config.replies,
-        greeting=(replies.LMTP_GREETING if switches.lmtp else replies.GREETING)(hostname=config.hostname).encode(
-            "", config.replies
-        ),
+        greeting=greeting(hostname=config.hostname).encode("", config.replies),
         accepted_fields=log.bind(reply=str(replies.ACCEPTED), reason=replies.ACCEPTED.key),
     )
+
+
+def _reachable(config: Config, agents: Mapping[str, DeliveryAgent], *, relays: bool) -> tuple[DeliveryAgent, ...]:
+    names = {*config.domains.values(), *(Target.read(target).agent for target in config.recipients.values())}
+    if relays and config.relay is not None:
+        names.add(config.relay.agent)
+    return tuple(agent for name, agent in agents.items() if name in names)
 
 
 def _plain_extensions(switches: Switches, *, offers_auth: bool) -> frozenset[str]:

@@ -10,10 +10,12 @@ from smtpd.config.models import (
     AuthOptions,
     Certificate,
     Config,
+    DeliveryOptions,
     Limits,
     LogOptions,
     MetricsOptions,
     Relay,
+    StateOptions,
     Timeouts,
     TlsOptions,
 )
@@ -93,6 +95,8 @@ def _sections() -> Iterator[_Section]:
     other = {"cert_file": "/etc/smtpd/certs/mx2.crt", "key_file": "/etc/smtpd/certs/mx2.key"}
     yield _plain("[[smtpd.tls.certificates]]", Certificate, other, commented=True)
     yield from _routing()
+    yield _plain("[smtpd.delivery]", DeliveryOptions)
+    yield _plain("[smtpd.state]", StateOptions, {"url": "sqlite:/var/lib/smtpd/state.db"})
     yield from _agents()
     yield from _filters()
     yield _plain("[smtpd.dns]", DnsOptions)

@@ -33,7 +33,7 @@ def test_each_switch_can_be_overridden() -> None:
         assert getattr(switches, name) == table[name]
 
 
-@pytest.mark.parametrize("mode", ["lmtp", "SMTP", ""])
+@pytest.mark.parametrize("mode", ["LMTP", "SMTP", ""])
 def test_modes_that_do_not_exist_are_refused(mode: str) -> None:
     with pytest.raises(ValueError, match="mode"):
         Listener.model_validate({"address": ":25", "mode": mode})

@@ -17,7 +17,7 @@ from smtpd.memory import Talk
 # the reply to EHLO and HELO, which start with our name.
 REPLY = re.compile(
     rb"([245])\d\d[ -]\1\.\d{1,3}\.\d{1,3} [ -~]*|3\d\d [ -~]*|(?:220|250)[ -]mx\.test[ -~]*"
-    rb"|250[ -](?:PIPELINING|SIZE \d+|8BITMIME|ENHANCEDSTATUSCODES|CHUNKING|SMTPUTF8|STARTTLS)"
+    rb"|250[ -](?:PIPELINING|SIZE \d+|8BITMIME|ENHANCEDSTATUSCODES|CHUNKING|SMTPUTF8|PRDR|STARTTLS)"
     rb"|250[ -](?:LIMITS [A-Z0-9= ]+|AUTH [A-Z0-9 -]+)"
 )
 CODES = frozenset((
