@@ -61,6 +61,10 @@ class LmtpStore:
         self.say: dict[str, Say] = {}
         self.visits: list[Visit] = []
         self.messages: list[Stored] = []
+        self.twist: Callable[[str, bytes], bytes] | None = None
+        """Makes something else of every answer; what ends in CLOSE is said before the good-bye."""
+        self.piece = 0
+        """Octets said at a time."""
         self.may_read: asyncio.Event | None = None
         """Content is read only once this is set."""
         self._path = path
@@ -116,6 +120,8 @@ class LmtpStore:
         self.visits.append(visit)
         try:
             await _Talk(self, visit, reader, writer, can_start_tls=self._tls is not None and not self._implicit).run()
+        except _GoodBye:
+            await asyncio.sleep(0)
         except (OSError, asyncio.IncompleteReadError):
             writer.transport.abort()
         finally:
@@ -127,6 +133,10 @@ class LmtpStore:
         """For STARTTLS."""
         assert self._tls is not None
         return self._tls
+
+
+class _GoodBye(Exception):  # noqa: N818 - the script says so
+    pass
 
 
 class _Talk:
@@ -210,11 +220,17 @@ class _Talk:
     async def answer(self, key: str, line: bytes, usual: bytes) -> bytes:
         say = self.store.say.get(key, usual)
         said = say if isinstance(say, bytes) else say(line)
-        if said == CLOSE:
-            raise ConnectionResetError
+        if self.store.twist is not None:
+            said = self.store.twist(key, said)
         if said == HANG:
             await self.reader.read()
             raise ConnectionResetError
-        self.writer.write(said)
-        await self.writer.drain()
+        words = said.removesuffix(CLOSE)
+        step = self.store.piece or max(len(words), 1)
+        for start in range(0, len(words), step):
+            self.writer.write(words[start : start + step])
+            await self.writer.drain()
+            await asyncio.sleep(0)
+        if said.endswith(CLOSE):
+            raise _GoodBye
         return said
