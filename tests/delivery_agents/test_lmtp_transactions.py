@@ -272,6 +272,15 @@ async def test_answer_before_the_end_of_the_message_is_not_believed(text: str) -
         assert await deliver(agent, mail(), ANN) == {ANN: replies.BACKEND_DOWN}
 
 
+async def test_answer_while_the_end_of_the_message_is_still_ours_is_not_believed(directory: Path) -> None:
+    async with LmtpStore(path=directory / "lmtp") as store, agent_for(store) as agent:
+        store.may_read = asyncio.Event()
+        task = asyncio.create_task(agent.open(mail(recipients=[ANN])).deliver(message(b"x" * (4 << 20))))
+        await until(lambda: store.visits and store.visits[0].verbs[-1] == "BDAT")
+        store.shout(b"250 2.0.0 Saved\r\n")
+        assert await task == {ANN: replies.OUTCOME_UNKNOWN}
+
+
 async def test_answer_too_many_makes_all_of_them_doubtful() -> None:
     async with LmtpStore() as store, agent_for(store) as agent:
         store.say["RCPT"] = b"250 2.1.5 Ok\r\n550 5.1.1 No\r\n"
