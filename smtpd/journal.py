@@ -313,11 +313,12 @@ class _Entry:
 
 
 def _identity(recipient: Recipient) -> str:
-    return _digest(recipient.agent, recipient.destination.key)
+    # As the client wrote it: of two names for one mailbox, or two of its folders, each gets its own copy.
+    return _digest(recipient.agent, recipient.address.text)
 
 
 def _refusal_key(session: Session, sender: str, recipient: Recipient) -> str:
-    return _digest(_network(session.ip), sender, recipient.agent, recipient.destination.key)
+    return _digest(_network(session.ip), sender, recipient.agent, recipient.address.text)
 
 
 def _network(address: IPAddress) -> str:
