@@ -69,7 +69,7 @@ def parse_xclient(argument: bytes) -> XclientCommand:
 
 
 def successor(session: Session, command: XclientCommand, trusts: Callable[[IPAddress], bool]) -> Session:
-    """The session of the client that was named: nothing of the old one is left but TLS and what was not named.
+    """The session of the client that was named: nothing of the old one is left but TLS, LMTP and what was not named.
 
     `trusts` says whether an address is trusted. The name in HELO= is in force at once, so filters that want
     to judge it have to be asked.
@@ -84,6 +84,7 @@ def successor(session: Session, command: XclientCommand, trusts: Callable[[IPAdd
         local_port=session.local_port if command.destination_port is None else command.destination_port,
         helo=command.helo or "",
         esmtp=bool(command.helo and command.esmtp),
+        lmtp=session.lmtp,
         tls=session.tls,
         trusted=trusts(ip),
     )

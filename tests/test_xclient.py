@@ -72,6 +72,7 @@ def old() -> Session:
         id="old", listener="smtp", ip=ip_address("127.0.0.1"), port=9, local_ip="127.0.0.2", local_port=25
     )
     session.helo, session.esmtp, session.login, session.mechanism = "proxy.test", True, "alice", "PLAIN"
+    session.lmtp = True
     session.trusted, session.tls = True, TlsInfo("TLSv1.3", "X", 256)
     session.errors, session.auth_failures, session.messages, session.transactions = 1, 2, 3, 4
     session.labels, session.early = frozenset({"junk"}), True
@@ -88,7 +89,7 @@ def test_only_tls_is_left_of_the_session_before() -> None:
     assert not session.trusted, "trust belongs to an address, and is looked up anew"
     assert session.id != before.id
     fresh = Session(id=session.id, listener="smtp", ip=V4, port=4321, local_ip="127.0.0.2", local_port=25)
-    fresh.tls, fresh.facts = session.tls, session.facts
+    fresh.tls, fresh.lmtp, fresh.facts = session.tls, True, session.facts
     assert session == fresh
     assert not list(session.facts)
 
