@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 type Begin = Callable[[], Awaitable[object]]
 
@@ -85,10 +86,8 @@ class Calls:
                 result = asyncio.run(_work(begin))
             except BaseException as error:
                 failure = error
-            try:
+            with suppress(RuntimeError):  # the server has stopped meanwhile
                 loop.call_soon_threadsafe(tell, result, failure)
-            except RuntimeError:
-                pass  # the server has stopped meanwhile
 
         # A thread of an executor would keep the process from ending as long as the call does not return.
         threading.Thread(target=run, name="handler", daemon=True).start()

@@ -26,9 +26,10 @@ the whole message by then nobody knows what it did with it, and the client sends
 the background is left alone.
 
 With `protocol = "lmtp"` the program speaks LMTP (RFC 2033) on its standard input, which is a socket, as inetd would
-start it. It is asked at RCPT and answers for each recipient, and adds Return-Path itself. Each message gets a program
-of its own, which knows nothing of the client; while a client takes its time between RCPT and the message, its program
-may be ended for another client's, and is started again. Options for the form of a message mean nothing then.
+start it. It is asked at RCPT and answers for each recipient, and adds Return-Path itself. A program is started for
+each message and knows nothing of the client; only when there are no more places, that of a client who takes its time
+between RCPT and the message is told RSET and serves another, and its own message starts one later. Options for the
+form of a message mean nothing then.
 """
 
 from __future__ import annotations
@@ -46,20 +47,25 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from delivery_agents.child import GRACE, Child
 from delivery_agents.command_line import check_command, check_for_several, fill, is_safe, placeholders, takes_sender
 from delivery_agents.exit_codes import describe, is_meant, reply_for
+from delivery_agents.lmtp_program import LmtpProgram, LmtpPrograms
 from smtpd import replies, trace
-from smtpd.delivery import DeliveryAgent
-from smtpd.metrics import Counter
+from smtpd.delivery import Delivery, DeliveryAgent
+from smtpd.metrics import Counter, Gauge
 from smtpd.model import Message, Recipient, Transaction
 from smtpd.options import AgentOptions, Bytes, Seconds
 from smtpd.plugins import BrokenPlugin
 from smtpd.replies import MAX_VALUE, Reply, clean
 from smtpd.services import Services
 
-RUNS = Counter(
-    "smtpd_pipe_runs_total",
-    "Programs that were run. result is delivered, deferred, refused, failed or timeout.",
+RESULTS = Counter(
+    "smtpd_pipe_results_total",
+    "What came of mail given to a program. result is delivered, deferred, refused, failed or timeout.",
     ("agent", "result"),
 )
+PROGRAMS = Gauge("smtpd_pipe_programs", "Programs that run.", ("agent",))
+CONVERSATIONS = Gauge("smtpd_pipe_conversations", "Programs that speak LMTP with us.", ("agent",))
+
+CONNECTING = 20.0  # seconds for the greeting of a program that speaks LMTP
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -125,15 +131,21 @@ class Pipe(DeliveryAgent):
         self.options = options
         self._places = asyncio.Semaphore(options.concurrency)
         self._children: set[Child] = set()
-        self._runs = services.metrics.counter(RUNS)
+        self._results = services.metrics.counter(RESULTS)
+        self._programs = services.metrics.gauge(PROGRAMS).labels(name)
+        self._lmtp: LmtpPrograms | None = None
 
     async def start(self) -> None:
         """Look whether the program is there; BrokenPlugin if not."""
         if problem := await self.health():
             raise BrokenPlugin(f"agent {self.name}: {problem}")
+        if self.options.protocol == "lmtp":
+            await self._start_lmtp()
 
     async def stop(self) -> None:
         """Wait for the programs that run; their time is limited."""
+        if self._lmtp is not None:
+            await self._lmtp.pool.close(self.options.timeout)
         if self._children:
             running = [child.exited for child in self._children]
             await asyncio.wait(running, timeout=self.options.timeout + 2 * GRACE)
@@ -141,6 +153,10 @@ class Pipe(DeliveryAgent):
     async def health(self) -> str | None:
         """Whether the program can be run."""
         return _missing(self.options.command[0], self.options.directory)
+
+    def open(self, mail: Transaction) -> Delivery:
+        """Begin a delivery; a program that speaks LMTP is asked at once."""
+        return Delivery(self, mail) if self._lmtp is None else self._lmtp.open(mail)
 
     async def verify(self, recipient: Recipient, mail: Transaction) -> Reply | None:
         """Refuse addresses that a program could mistake for something else."""
@@ -194,19 +210,61 @@ class Pipe(DeliveryAgent):
             child.close()
         return self._judge(code, child.output, mail, recipients[0])
 
-    def _start(self, words: Sequence[str], environment: Mapping[str, str]) -> Child:
-        child = Child(words, environment=environment, directory=self.options.directory, keep=self.options.max_output)
+    def _start(self, words: Sequence[str], environment: Mapping[str, str], socket: int | None = None) -> Child:
+        child = Child(
+            words,
+            environment=environment,
+            directory=self.options.directory,
+            keep=self.options.max_output,
+            socket=socket,
+        )
         self._children.add(child)
-        child.exited.add_done_callback(lambda _: self._children.discard(child))
+        self._programs.inc()
+        child.exited.add_done_callback(lambda _: self._ended(child))
         return child
+
+    def _ended(self, child: Child) -> None:
+        self._children.discard(child)
+        self._programs.inc(-1)
+
+    async def _start_lmtp(self) -> None:
+        """See whether the program can be talked to, and what it offers."""
+        options = self.options
+        environment = {"PATH": PATH, **options.environment}
+        backend = LmtpProgram(
+            address=options.command[0],
+            hello="LHLO",
+            hostname=self.services.hostname,
+            tls="off",
+            context=None,
+            timeout=min(options.timeout, CONNECTING),
+            start=lambda socket: self._start(options.command, environment, socket),
+            ended=self._lmtp_ended,
+        )
+        self._lmtp = LmtpPrograms(
+            self,
+            backend,
+            limit=options.concurrency,
+            timeout=options.timeout,
+            count=self._count,
+            gauge=self.services.metrics.gauge(CONVERSATIONS).labels(self.name),
+        )
+        self.carries_utf8 = False  # until it has said so
+        if problem := await self._lmtp.pool.problem():
+            self.services.log.warning("backend-failed", agent=self.name, problem=problem)
+
+    def _lmtp_ended(self, child: Child) -> None:
+        code = child.exited.result() if child.exited.done() else -signal.SIGKILL
+        log = self.services.log.info if code else self.services.log.debug
+        log("program-ended", agent=self.name, problem=describe(code), output=_shown(child.output))
 
     def _judge(self, code: int, output: str, mail: Transaction, recipient: Recipient) -> Reply:
         last = next((line for line in reversed(output.splitlines()) if line.strip()), "")
         reply = reply_for(code, address=recipient.address.text, said=last if self.options.say_output else "")
         if is_meant(code):
             self._count("refused" if reply.is_permanent else "deferred" if reply.is_temporary else "delivered")
-            tell = self.services.log.info if code else self.services.log.debug
-            tell("program-ended", agent=self.name, trace=mail.id, problem=describe(code), output=_shown(output))
+            log = self.services.log.info if code else self.services.log.debug
+            log("program-ended", agent=self.name, trace=mail.id, problem=describe(code), output=_shown(output))
         else:
             self._failed(mail, describe(code), output)
         return reply
@@ -222,7 +280,7 @@ class Pipe(DeliveryAgent):
         self.services.log.error("delivery-timed-out", agent=self.name, trace=mail.id, problem=problem, output=shown)
 
     def _count(self, result: str) -> None:
-        self._runs.labels(self.name, result).inc()
+        self._results.labels(self.name, result).inc()
 
     def _environment(self, mail: Transaction, recipients: Sequence[Recipient]) -> dict[str, str]:
         about = {

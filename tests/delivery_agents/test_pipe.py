@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from pydantic import ValidationError
 
 from delivery_agents import child as child_module
@@ -74,7 +75,7 @@ async def test_program_gets_the_message_and_nothing_of_ours(directory: Path) -> 
         talk = await server.connect(ip="2001:db8::7")
         said = (await talk.send(TEXT, recipients=["Joe+news@example.test"]))[-1]
         assert said.startswith("250 2.0.0 ")
-        assert server.count("smtpd_pipe_runs_total", agent="pipe", result="delivered") == 1
+        assert server.count("smtpd_pipe_results_total", agent="pipe", result="delivered") == 1
     trace = said.rpartition("[")[2].rstrip("]")
     (seen,) = recorded(directory)
     assert seen["arguments"] == [
@@ -178,7 +179,7 @@ async def test_program_that_is_killed_defers(directory: Path) -> None:
     async with serve(script(directory, "kill -SEGV $$")) as server:
         assert (await (await server.connect()).send(TEXT))[-1].startswith("451 4.3.0 ")
         assert [line["problem"] for line in server.log if line["event"] == "program-failed"] == ["SIGSEGV"]
-        assert server.count("smtpd_pipe_runs_total", agent="pipe", result="failed") == 1
+        assert server.count("smtpd_pipe_results_total", agent="pipe", result="failed") == 1
         server.forget("program-failed")
 
 
@@ -219,6 +220,14 @@ async def test_big_message_arrives_whole_though_the_program_is_slow_to_read(dire
     program = script(directory, f"read first; cat >{directory}/rest")
     assert (await answer(program, content=big, return_path=False)).startswith("250 ")
     assert (directory / "rest").read_text().endswith(big)
+
+
+@pytest.mark.parametrize("name", ["big_message_arrives_whole_though_the_program_is_slow_to_read",
+    "program_that_reads_nothing_may_succeed", "output_without_end_is_read_and_only_its_end_kept",
+    "overrun_ends_the_whole_group_and_leaves_the_outcome_unknown"])  # fmt: skip
+def test_on_uvloop(name: str, directory: Path) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(globals()[f"test_{name}"](directory))
 
 
 async def test_last_line_of_the_program_is_said_only_when_asked_for(directory: Path) -> None:
@@ -266,7 +275,7 @@ async def test_overrun_ends_the_whole_group_and_leaves_the_outcome_unknown(direc
         said = (await (await server.connect()).send(TEXT))[-1]
         assert said.startswith("451 4.4.2 ")
         assert "did not say whether" in said
-        assert server.count("smtpd_pipe_runs_total", agent="pipe", result="timeout") == 1
+        assert server.count("smtpd_pipe_results_total", agent="pipe", result="timeout") == 1
         server.forget("delivery-timed-out")
     for pid in map(int, pids.read_text().split()):
         await reaches(lambda pid=pid: not is_alive(pid))  # type: ignore[misc]
