@@ -39,6 +39,8 @@ class Visit:
     """One connection: the commands that were said to the store."""
 
     commands: list[bytes] = field(default_factory=list)
+    unheard: bytes = b""
+    """The first four octets that came while the store hung."""
 
     @property
     def verbs(self) -> list[str]:
@@ -223,6 +225,7 @@ class _Talk:
         if self.store.twist is not None:
             said = self.store.twist(key, said)
         if said == HANG:
+            self.visit.unheard = await self.reader.read(4)
             await self.reader.read()
             raise ConnectionResetError
         words = said.removesuffix(CLOSE)

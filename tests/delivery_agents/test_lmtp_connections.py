@@ -76,6 +76,16 @@ async def test_connection_on_which_the_store_speaks_unasked_is_not_used_again(oc
         assert len(store.visits) == 2
 
 
+async def test_connection_that_the_store_has_closed_meanwhile_is_replaced() -> None:
+    async with LmtpStore() as store, server(store) as front:
+        talk = await front.connect()
+        await answer(talk)
+        said = iter([CLOSE, b"250 2.1.0 Ok\r\n"])
+        store.say["MAIL"] = lambda line: next(said)
+        assert (await answer(talk)).startswith("250 2.0.0 Saved 2 ")
+        assert len(store.visits) == 2
+
+
 async def test_client_that_vanishes_at_rcpt_leaves_nothing_out_of_step() -> None:
     async with LmtpStore() as store, server(store, connections=1) as front:
         asked = asyncio.Event()
@@ -97,13 +107,14 @@ async def test_client_that_vanishes_at_rcpt_leaves_nothing_out_of_step() -> None
 
 async def test_clients_that_take_their_time_keep_no_connection_from_others() -> None:
     async with LmtpStore() as store, server(store, connections=2) as front:
-        talks = [await front.connect() for _ in range(5)]
-        for talk in talks:
-            assert (await talk.say(MAIL + RCPT)).endswith(b"250 2.1.5 Recipient ok\r\n")
-        for talk in talks:
-            assert (await talk.say(b"BDAT 6 LAST\r\nx: y\r\n")).startswith(b"250 2.0.0 Saved")
-        assert len(store.messages) == 5
-        assert [len(message.recipients) for message in store.messages] == [1] * 5
+        talks = {f"user{number}@example.test": await front.connect() for number in range(5)}
+        for address, talk in talks.items():
+            assert (await talk.say(MAIL + f"RCPT TO:<{address}>\r\n".encode())).endswith(b"250 2.1.5 Recipient ok\r\n")
+        for address, talk in talks.items():
+            content = f"x: {address}\r\n".encode()
+            assert (await talk.say(b"BDAT %d LAST\r\n%b" % (len(content), content))).startswith(b"250 2.0.0 Saved")
+            assert store.messages[-1].recipients == [f"RCPT TO:<{address}>\r\n".encode()]
+            assert store.messages[-1].content.endswith(content)
         assert len(store.visits) == 2
 
 

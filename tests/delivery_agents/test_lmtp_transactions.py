@@ -237,6 +237,19 @@ async def test_store_that_is_silent_about_a_recipient_is_too_slow() -> None:
         assert await deliver(agent, mail(), ANN) is replies.BACKEND_TIMEOUT
 
 
+@pytest.mark.parametrize(("offers", "unheard"), [((), b""), (("PIPELINING",), b"MAIL")])
+async def test_nothing_is_said_behind_rset_where_the_store_wants_one_command_at_a_time(
+    offers: tuple[str, ...], unheard: bytes
+) -> None:
+    async with LmtpStore(offers=offers) as store, agent_for(store, reply_timeout=0.05) as agent:
+        store.say["RSET"] = HANG
+        delivery = agent.open(mail())
+        await delivery.recipient(ANN)
+        await delivery.abandon()
+        assert await agent.open(mail()).recipient(ANN) is replies.BACKEND_TIMEOUT
+        assert store.visits[0].unheard == unheard
+
+
 async def test_store_that_is_silent_about_the_content_leaves_us_in_the_dark() -> None:
     async with LmtpStore() as store, agent_for(store, delivery_timeout=0.05) as agent:
         store.say["content"] = HANG
