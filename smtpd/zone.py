@@ -174,7 +174,7 @@ class Zone:
         if name in self._parents:
             return None
         for parent in _parents(name):
-            # The closest name above that exists decides (RFC 4592 §3.3.1), be it that it has no wildcard.
+            # The closest name above that exists decides (RFC 4592's closest encloser), wildcard or not.
             if f"*.{parent}" in self._names:
                 return self._names[f"*.{parent}"]
             if parent in self._names or parent in self._parents:

@@ -118,8 +118,11 @@ def test_failure_is_never_kept_for_an_emergency() -> None:
     clock = ManualClock()
     cache = Cache(10, clock, stale=100)
     cache.put(KEY, tempfail("timeout"), 1)
+    assert cache.revive(KEY, 30) is None
     clock.now += 2
     assert cache.revive(KEY, 30) is None
+    cache.get(KEY)
+    assert len(cache) == 0
 
 
 def test_without_stale_seconds_nothing_comes_back() -> None:
@@ -166,6 +169,7 @@ def test_cache_stays_within_its_bounds_and_gives_only_what_was_put_last_and_is_n
                 cache.put(key(number), answer, amount)
             case "get":
                 got = cache.get(key(number))
+                assert got is None or clock.now < last[key(number)][1] + 5
                 if got is not None and not got.stale:
                     assert got is last[key(number)][0]
                     assert clock.now < last[key(number)][1]

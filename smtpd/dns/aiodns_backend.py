@@ -79,7 +79,9 @@ class AiodnsBackend:
 
     async def close(self) -> None:
         """See Backend."""
-        for channel in (*self._retired, self._channel):
+        channels = [*self._retired, self._channel]
+        self._retired.clear()
+        for channel in channels:
             await channel.close()
         await asyncio.sleep(0)  # c-ares's last answers come by way of the loop
 

@@ -20,7 +20,7 @@ STATUSES: tuple[Status, ...] = ("ok", "nodata", "nxdomain", "tempfail")
 MAX_NAME = 253  # characters without the last dot (RFC 1035 §2.3.4: 255 octets with all lengths)
 
 _NAME = re.compile(r"[!-\-/-~]{1,63}(?:\.[!-\-/-~]{1,63})*")  # RFC 1035 §2.3.4: a label has 63 octets
-_STRING = 255  # octets in one string of a TXT record (RFC 1035 §3.3)
+_STRING = 255  # octets in one string of a TXT record: its length is one octet
 
 
 class Mx(NamedTuple):

@@ -36,8 +36,7 @@ class DnspythonBackend:
             resolver.nameservers = [dns.nameserver.Do53Nameserver(address, port) for address, port in servers]
         resolver.cache = None
         resolver.search = []
-        # The resolver above cuts off at `timeout`; a little more here, so that it does not matter which is first.
-        resolver.lifetime = options.timeout + 1.0
+        resolver.lifetime = options.timeout
         resolver.timeout = options.timeout / (options.tries * max(len(resolver.nameservers), 1))
         resolver.use_edns(0, 0, _UDP_OCTETS)
         # A nameserver that has checked DNSSEC says so only when it is asked to, by AD or DO.

@@ -92,6 +92,7 @@ class CachingResolver:
         self._backend: Backend | None = None
         self._cache = Cache(options.cache_entries, clock, stale=options.serve_stale)
         self._flights: dict[Key, asyncio.Task[Answer]] = {}
+        self._tasks: set[asyncio.Task[Answer]] = set()  # the flights, also those that a flush took away
         self._stopped = False
         self._silent = False
         queries, lookups = metrics.counter(QUERIES), metrics.counter(LOOKUPS)
@@ -126,6 +127,7 @@ class CachingResolver:
         (self._misses if flight is None else self._joined).inc()
         if flight is None:
             flight = self._flights[key] = asyncio.create_task(self._ask(*key))
+            self._tasks.add(flight)
             flight.add_done_callback(lambda task: self._landed(key, task))
         done, _ = await asyncio.wait((flight,), timeout=timeout)
         if not done:
@@ -149,11 +151,10 @@ class CachingResolver:
     async def stop(self) -> None:
         """See Resolver."""
         self._stopped = True
-        flights = list(self._flights.values())
-        for flight in flights:
-            flight.cancel()
-        if flights:
-            await asyncio.wait(flights)
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
         backend, self._backend = self._backend, None
         if backend is not None:
             await backend.close()
@@ -212,6 +213,7 @@ class CachingResolver:
         return answer
 
     def _landed(self, key: Key, task: asyncio.Task[Answer]) -> None:
+        self._tasks.discard(task)
         if self._flights.get(key) is task:
             del self._flights[key]
         if not task.cancelled() and (error := task.exception()) is not None:
