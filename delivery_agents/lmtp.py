@@ -26,6 +26,8 @@ is `"store.example.com:24"`; put `tls` on, or the network in between must be you
   of that size (SIZE) gets none: the sender hears 554 5.6.3, 553 5.6.7 or 552 5.3.4. SMTPUTF8 is offered to clients
   as long as the store offers it.
 
+A folder that the recipient map names becomes the detail, too: `user+Folder@domain`.
+
 Labels that filters gave can reach the store in two ways. `details = { junk = "Junk" }` delivers what has the
 label `junk` to `user+Junk@domain`; a detail that the sender wrote gives way to it, and the store must know details
 (Dovecot: `recipient_delimiter` and `lmtp_save_to_detail_mailbox = yes`). `labels_field = "X-Labels"` puts a header
@@ -223,11 +225,10 @@ class Lmtp(DeliveryAgent):
             raise ValueError(f"agent {self.name}: ca_file cannot be used: {error}") from error
 
     def _path(self, mail: Transaction, recipient: Recipient) -> Path:
-        path = recipient.destination.text
-        if not self.options.details:
-            return path
-        labels = mail.labels_for(recipient)
-        detail = next((detail for label, detail in self.options.details.items() if label in labels), "")
+        path, detail = recipient.destination.text, recipient.folder
+        if self.options.details:
+            labels = mail.labels_for(recipient)
+            detail = next((found for label, found in self.options.details.items() if label in labels), detail)
         return _with_detail(path, self.options.separator, detail) if detail else path
 
     def _header(self, mail: Transaction) -> bytes:
@@ -241,7 +242,7 @@ class Lmtp(DeliveryAgent):
 def _with_detail(path: Path, separator: str, detail: str) -> Path:
     """Put the detail into user@domain, in the place of one that is there."""
     local, _, domain = path.rpartition("@")
-    quote = '"' if local.startswith('"') else ""
-    name = local[len(quote) : len(local) - len(quote)]
+    name = local[1:-1] if local.startswith('"') else local
     user = name.partition(separator)[0] or name
+    quote = "" if name is local and _DETAIL.fullmatch(detail) else '"'
     return f"{quote}{user}{separator}{detail}{quote}@{domain}"

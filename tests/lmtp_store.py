@@ -55,6 +55,7 @@ class LmtpStore:
         self,
         *,
         offers: tuple[str, ...] = ENOUGH,
+        host: str = "127.0.0.1",
         path: Path | None = None,
         tls: ssl.SSLContext | None = None,
         implicit: bool = False,
@@ -69,6 +70,7 @@ class LmtpStore:
         """Octets said at a time."""
         self.may_read: asyncio.Event | None = None
         """Content is read only once this is set."""
+        self._host = host
         self._path = path
         self._tls = tls
         self._implicit = implicit
@@ -86,7 +88,7 @@ class LmtpStore:
     @property
     def address(self) -> str:
         """As an agent wants it."""
-        return f"unix:{self._path}" if self._path else f"127.0.0.1:{self._port}"
+        return f"unix:{self._path}" if self._path else f"{self._host}:{self._port}"
 
     async def start(self) -> None:
         """Listen, the second time on the same port."""
@@ -94,7 +96,7 @@ class LmtpStore:
         if self._path:
             self._server = await asyncio.start_unix_server(self._serve, self._path, ssl=context)
         else:
-            self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port, ssl=context)
+            self._server = await asyncio.start_server(self._serve, self._host, self._port, ssl=context)
             self._port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:

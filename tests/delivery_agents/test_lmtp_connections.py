@@ -186,11 +186,24 @@ async def test_store_that_fails_again_and_again_is_left_in_peace() -> None:
             assert (await talk.send(TEXT))[1].startswith("451 4.4.1 ")
         assert len(store.visits) == 1 + FAILURES
         assert front.count("smtpd_lmtp_circuit_open", agent="store") == 1
-        assert [line["event"] for line in front.log].count("backend-down") == 1
+        events = [line["event"] for line in front.log]
+        assert (events.count("backend-failed"), events.count("backend-down")) == (FAILURES - 1, 1)
         assert await front.agents["store"].health() is not None
         store.say.clear()
         assert (await talk.send(TEXT))[1].startswith("451 4.4.1 ")
         assert len(store.visits) == 1 + FAILURES
+
+
+async def test_connection_that_can_be_had_again_ends_the_count_of_failures() -> None:
+    async with LmtpStore() as store, server(store) as front:
+        talk = await front.connect()
+        for _ in range(2):
+            await store.stop()
+            for _ in range(FAILURES - 1):
+                await talk.send(TEXT)
+            await store.start()
+            assert await front.agents["store"].health() is None
+        assert front.count("smtpd_lmtp_circuit_open", agent="store") == 0
 
 
 async def test_store_that_answers_wrongly_is_not_taken_for_one_that_is_down() -> None:
@@ -259,10 +272,10 @@ async def test_store_with_a_certificate_of_nobody_we_know_gets_nothing(tls: str,
 
 
 async def test_store_with_a_certificate_for_another_name_gets_nothing(certificates: Certificates) -> None:
-    async with LmtpStore(tls=store_context(certificates)) as store:
-        address = store.address.replace("127.0.0.1", "127.0.0.2")
-        async with server(address, tls="starttls", ca_file=certificates.ca_file) as front:
-            assert (await (await front.connect()).send(TEXT))[1].startswith("451 4.4.1 ")
+    store = LmtpStore(tls=store_context(certificates), host="127.0.0.2")
+    async with store, server(store, tls="starttls", ca_file=certificates.ca_file) as front:
+        assert (await (await front.connect()).send(TEXT))[1].startswith("451 4.4.1 ")
+        assert "mismatch" in str(await front.agents["store"].health())
 
 
 @pytest.mark.parametrize("say", [b"454 4.7.0 Not now\r\n", b"220 2.0.0 Go\r\n250 2.0.0 injected\r\n"])

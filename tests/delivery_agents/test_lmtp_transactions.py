@@ -167,6 +167,32 @@ async def test_same_mailbox_is_named_once() -> None:
         outcome = await deliver(agent, mail(), first, BOB, second)
         assert [reply.code for reply in outcome.values()] == [250, 250, 250]
         assert len(store.messages[0].recipients) == 2
+        assert store.visits[0].verbs == ["LHLO", "MAIL", "RCPT", "RCPT", "BDAT"]
+
+
+@pytest.mark.parametrize(
+    ("address", "folder", "said"),
+    [
+        ("ann@example.test", "News", "ann+News@example.test"),
+        ("ann+x@example.test", "Lists/Python", "ann+Lists/Python@example.test"),
+        ("ann@example.test", "My mail", '"ann+My mail"@example.test'),
+        ('"a b"@example.test', "News", '"a b+News"@example.test'),
+        ("+@example.test", "News", "++News@example.test"),
+    ],
+)
+async def test_folder_of_the_recipient_map_becomes_the_detail(address: str, folder: str, said: str) -> None:
+    async with LmtpStore() as store, agent_for(store, details={"junk": "Junk"}) as agent:
+        await deliver(agent, mail(), replace(to(address), folder=folder))
+        assert store.messages[0].recipients == [f"RCPT TO:<{said}>\r\n".encode()]
+
+
+async def test_connection_that_the_store_wants_to_close_is_not_used_again() -> None:
+    async with LmtpStore() as store, agent_for(store) as agent:
+        store.say["content"] = b"421 4.3.2 Closing\r\n"
+        assert heard(await deliver(agent, mail(), ANN)) == {ANN: "451 4.3.2 Closing"}
+        store.say.clear()
+        assert (await deliver(agent, mail(), ANN))[ANN].code == 250
+        assert len(store.visits) == 2
 
 
 async def test_address_cannot_smuggle_a_command() -> None:
