@@ -50,7 +50,8 @@ class Answering:
     """The state of a conversation, and its voice."""
 
     __slots__ = (
-        "account", "channel", "clock", "in_flight", "is_over", "is_welcome", "service", "session", "unread", "verb",
+        "account", "channel", "clock", "in_flight", "is_over", "is_welcome", "may_xclient", "service", "session",
+        "unread", "verb",
     )  # fmt: skip
 
     def __init__(self, channel: Channel, session: Session, service: Service) -> None:
@@ -66,6 +67,7 @@ class Answering:
         self.clock = 0.0
         self.is_over = False
         self.is_welcome = True
+        self.may_xclient = service.may_xclient(session.ip)
 
     @property
     def _mail(self) -> Transaction | None:
@@ -133,6 +135,14 @@ class Answering:
             self.service.spawn(in_flight.deliveries.abandon())
         if self.service.policy.watches_end:
             self.service.spawn(self.service.policy.end(in_flight.mail, outcome))
+
+    def _begin_again(self, session: Session) -> None:
+        """Leave the session to the filters that want to see it end, and go on with another."""
+        if self.service.policy.watches_close:
+            self.service.spawn(self.service.policy.close(self.session))
+        self.account.closed()
+        self.session = session
+        self.account = Account(session, self.service)
 
     def _finish(self) -> None:
         self._forget_mail()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from smtpd.model import TlsInfo
+from smtpd.replies import Reply
 
 
 class Transport(Protocol):
@@ -27,3 +28,6 @@ class Transport(Protocol):
 
     async def start_tls(self) -> TlsInfo:
         """Shake hands as a TLS server; OSError or ssl.SSLError when it fails."""
+
+    def readdress(self, ip: str) -> Reply | None:
+        """Count the connection for another client; a Reply when that one has too many already."""

@@ -18,7 +18,7 @@ from smtpd.commands import limit_for
 from smtpd.content import Receiver
 from smtpd.limits import DataRate
 from smtpd.model import TlsInfo
-from smtpd.replies import Refused
+from smtpd.replies import Refused, Reply
 
 HIGH_WATER = 1 << 16  # unread octets at which the transport is told to pause
 _LOOK = 60.0  # seconds after which a timer looks at its deadline: below common timeouts, so it is not moved for them
@@ -244,6 +244,10 @@ class Channel:
         self._transport.pause_reading()
         self.flush()
         return await self.run(self._transport.start_tls())
+
+    def readdress(self, ip: str) -> Reply | None:
+        """The client turns out to be another one; a Reply when that one has too many connections already."""
+        return self._transport.readdress(ip)
 
     @property
     def vanished(self) -> bool:

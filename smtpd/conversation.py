@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from time import perf_counter
 
-from smtpd import auth, commands, replies
+from smtpd import auth, commands, replies, xclient
 from smtpd.answering import Answering, InFlight
 from smtpd.channel import Disconnected, Draining, Ended, TimedOut
 from smtpd.content import ChunkReceiver, DataReceiver, Receiver, SkippedChunk
@@ -108,7 +108,7 @@ class Conversation(Answering):
     async def ehlo(self, argument: bytes) -> None:
         """RFC 5321 §4.1.1.1."""
         await self._introduce(argument, esmtp=True)
-        self.channel.write(self.service.ehlo(self.session))
+        self.channel.write(self.service.ehlo(self.session, may_xclient=self.may_xclient))
 
     async def helo(self, argument: bytes) -> None:
         """RFC 5321 §4.1.1.1: no extension is in force afterwards."""
@@ -170,6 +170,22 @@ class Conversation(Answering):
         self.session.login, self.session.mechanism = login, mechanism.name
         self.account.login(mechanism.name, replies.AUTH_OK)
         self._say(replies.AUTH_OK)
+
+    async def xclient(self, argument: bytes) -> None:
+        """Postfix, XCLIENT_README: a trusted program names the client; back to the greeting."""
+        if not self.may_xclient:
+            raise Refused(replies.XCLIENT_DENIED)
+        if self.in_flight is not None:
+            raise Refused(replies.XCLIENT_IN_TRANSACTION)
+        command = xclient.parse_xclient(argument)
+        session = xclient.successor(self.session, command, self.service.trusts)
+        if not self.service.policy.helo.idle:
+            session.helo = ""  # or MAIL could follow without any filter having seen the name
+        if reply := self.channel.readdress(session.ip_text):
+            self._leave(reply)
+            return
+        self._begin_again(session)
+        await self.greet()
 
     async def mail(self, argument: bytes) -> None:
         """RFC 5321 §4.1.1.2."""
@@ -369,6 +385,7 @@ METHODS: dict[str, Method] = {
     "HELP": Conversation.help,
     "STARTTLS": Conversation.starttls,
     "AUTH": Conversation.auth,
+    "XCLIENT": Conversation.xclient,
     "EXPN": Conversation.not_offered,
     "ETRN": Conversation.not_offered,
     "TURN": Conversation.not_offered,

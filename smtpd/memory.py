@@ -71,6 +71,10 @@ class MemoryTransport:
         """There is nothing to encrypt here."""
         raise Disconnected
 
+    def readdress(self, ip: str) -> Reply | None:
+        """There is no limit here."""
+        return None
+
 
 class Talk:
     """One client in memory. `ip` is the address it seems to come from; `tls` makes it look encrypted."""

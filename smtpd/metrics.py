@@ -43,7 +43,7 @@ BYTES_BUCKETS = tuple(float(1 << exponent) for exponent in (10, 12, 14, 16, 18, 
 REPLY_KEYS = frozenset(reply.key for reply in all_replies().values())
 VERBS = frozenset((
     "HELO", "EHLO", "MAIL", "RCPT", "DATA", "BDAT", "RSET", "NOOP", "QUIT", "VRFY", "EXPN", "HELP",
-    "STARTTLS", "AUTH",
+    "STARTTLS", "AUTH", "XCLIENT",
 ))  # fmt: skip
 MECHANISMS = frozenset((
     "PLAIN", "LOGIN", "CRAM-MD5", "SCRAM-SHA-1", "SCRAM-SHA-1-PLUS", "SCRAM-SHA-256", "SCRAM-SHA-256-PLUS",

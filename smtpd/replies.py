@@ -171,6 +171,10 @@ NO_VALID_RECIPIENTS = Reply("no-valid-recipients", 554, "5.5.1", "No valid recip
 RCPT_AFTER_BDAT = Reply("rcpt-after-bdat", 503, "5.5.1", "RCPT cannot follow BDAT in one transaction")
 DATA_AFTER_BDAT = Reply("data-after-bdat", 503, "5.5.1", "DATA cannot follow BDAT in one transaction")
 BDAT_FAILED_BEFORE = Reply("bdat-failed-before", 503, "5.5.1", "An earlier chunk failed, say RSET")
+XCLIENT_DENIED = Reply("xclient-denied", 550, "5.7.0", "You may not speak for other clients")
+XCLIENT_IN_TRANSACTION = Reply(
+    "xclient-in-transaction", 503, "5.5.1", "XCLIENT is not possible inside a transaction"
+)
 EHLO_FOR_EXTENSION = Reply("ehlo-for-extension", 503, "5.5.1", "Say EHLO to use this command")
 
 # STARTTLS and AUTH (RFC 3207, RFC 4954)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from smtpd import replies
+from smtpd import replies, xclient
 from smtpd.auth import Authenticator
 from smtpd.config import Config, Listener, Switches
 from smtpd.content import Budget, Content, Receiver
@@ -21,7 +21,7 @@ from smtpd.rewriting import Target
 from smtpd.routing import Router
 
 # RFC 3207 §4. BDAT is refused by itself: MAIL cannot have been, and its octets must be read (RFC 3030 §2).
-_BEFORE_TLS = frozenset(("EHLO", "HELO", "LHLO", "NOOP", "RSET", "QUIT", "HELP", "STARTTLS", "BDAT"))
+_BEFORE_TLS = frozenset(("EHLO", "HELO", "LHLO", "NOOP", "RSET", "QUIT", "HELP", "STARTTLS", "BDAT", "XCLIENT"))
 _BEFORE_AUTH = _BEFORE_TLS | {"AUTH"}  # RFC 6409 §4.3
 _UTF8 = frozenset(("SMTPUTF8",))
 
@@ -63,8 +63,8 @@ class Service:
     greeting: bytes
     accepted_fields: str
     """What the log line of every accepted message says of the reply."""
-    ehlo_replies: dict[tuple[bool, bool, bool], bytes] = field(default_factory=dict)
-    """Replies to EHLO made so far: there are eight at most."""
+    ehlo_replies: dict[tuple[bool, bool, bool, bool], bytes] = field(default_factory=dict)
+    """Replies to EHLO made so far: there are sixteen at most."""
 
     @property
     def offers_utf8(self) -> bool:
@@ -76,9 +76,9 @@ class Service:
         """EHLO keywords that allow parameters of MAIL."""
         return self.plain_extensions | _UTF8 if self.offers_utf8 else self.plain_extensions
 
-    def ehlo(self, session: Session) -> bytes:
+    def ehlo(self, session: Session, *, may_xclient: bool = False) -> bytes:
         """The whole EHLO reply for the state the session is in (RFC 5321 §4.1.1.1)."""
-        state = session.tls is None, session.login is None, self.offers_utf8
+        state = session.tls is None, session.login is None, self.offers_utf8, may_xclient
         reply = self.ehlo_replies.get(state)
         if reply is None:
             lines = "\n".join(_keywords(self.config, self.switches, self.max_message_size, utf8=state[2]))
@@ -86,6 +86,8 @@ class Service:
                 lines += "\nSTARTTLS"  # RFC 3207 §4.2: not once it is active
             if session.login is None and (mechanisms := self.mechanisms(session)):
                 lines += "\nAUTH " + " ".join(mechanisms)
+            if may_xclient:
+                lines += "\n" + xclient.KEYWORD
             reply = self.ehlo_replies[state] = replies.ehlo(lines)
         return reply
 
@@ -115,6 +117,10 @@ class Service:
             max_line=self.config.max_text_line,
             bare=self.switches.bare_line_ends,
         )
+
+    def may_xclient(self, ip: IPAddress) -> bool:
+        """Whether a connection from this address may say that it is somebody else's."""
+        return any(ip in network for network in self.config.listeners[self.listener].xclient)
 
     def trusts(self, ip: IPAddress) -> bool:
         """Whether the address is in `[smtpd] trusted_networks`."""

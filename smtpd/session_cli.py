@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from smtpd.channel import Channel
     from smtpd.config import Config
     from smtpd.model import TlsInfo
+    from smtpd.replies import Reply
 
 _READ = 1 << 16
 
@@ -112,6 +113,10 @@ class _Pipes:
     async def start_tls(self) -> TlsInfo:
         """TLS is not offered on standard input."""
         raise ConnectionError("no TLS on standard input and output")
+
+    def readdress(self, ip: str) -> Reply | None:
+        """There is no limit here."""
+        return None
 
 
 async def _read(loop: asyncio.AbstractEventLoop) -> bytes:

@@ -43,6 +43,8 @@ _LISTENERS: dict[str, dict[str, Any]] = {
              "prdr": False},
     "lmtp": {"mode": "lmtp"},
     "lenient": {"mode": "alt", "auth": "off"},
+    "fronted": {"mode": "alt", "auth": "off", "xclient": ["127.0.0.1", "192.0.2.1"]},
+    "fronted-login": {"mode": "submission", "xclient": ["127.0.0.1", "192.0.2.1"]},
 }
 
 _ESCAPE = re.compile(rb"\\(?:x([0-9a-f]{2})|([rnt0\\]))|\{([0-9]+)\*([^}]+)\}")

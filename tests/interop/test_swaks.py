@@ -146,3 +146,10 @@ def test_load_balancer_names_the_client(
     shown = f"IPv6:{source}" if family == "6" else source
     assert the_only_mail(server).received.startswith(f"from client.test ([{shown}]) by mx.test ")
     assert server.wait_for("message")["ip"] == source
+
+
+def test_program_in_front_names_the_client(serve: Serve, swaks: Swaks) -> None:
+    server = serve({"smtpd": {"listeners": {"smtp": {"xclient": ["127.0.0.1"]}}}})
+    swaks(server, "smtp", "--xclient-addr", "203.0.113.50", "--xclient-name", "[UNAVAILABLE]", "--tls")
+    assert the_only_mail(server).received.startswith("from client.test ([203.0.113.50]) by mx.test ")
+    assert server.wait_for("message")["ip"] == "203.0.113.50"
