@@ -79,9 +79,7 @@ class AiodnsBackend:
 
     async def close(self) -> None:
         """See Backend."""
-        channels = [*self._retired, self._channel]
-        self._retired.clear()
-        for channel in channels:
+        for channel in (*self._retired, self._channel):
             await channel.close()
         await asyncio.sleep(0)  # c-ares's last answers come by way of the loop
 
