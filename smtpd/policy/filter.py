@@ -46,6 +46,8 @@ class Filter:
     Options: ClassVar[type[FilterOptions]] = FilterOptions
     needs: ClassVar[tuple[type, ...]] = ()
     """Facts that must be there before it is asked."""
+    uses: ClassVar[tuple[type, ...]] = ()
+    """Facts that it looks at when there are any; it is asked after filters that give them."""
     gives: ClassVar[tuple[type, ...]] = ()
     """Facts that it leaves."""
     labels: ClassVar[frozenset[str]] = frozenset()

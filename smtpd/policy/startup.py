@@ -51,7 +51,7 @@ def find_order(entries: Sequence[tuple[Filter, Rule]], checks: Sequence[Check], 
 
 
 def _fact_givers(check: Check, checks: Sequence[Check]) -> tuple[Check, ...]:
-    needed = set(check.filter.needs)
+    needed = {*check.filter.needs, *check.filter.uses}
     return tuple(other for other in checks if other is not check and needed.intersection(other.filter.gives))
 
 
@@ -76,7 +76,7 @@ def _missing_facts(
             why = 'its mode is "off"' if absent[0].mode == "off" else f"it does not run on listener {listener}"
             problems.append(f"{key}: needs {fact.__name__} of {absent[0].filter}, but {why}")
         elif not givers:
-            table = fact.__module__.rpartition(".")[2]
+            table = getattr(fact, "given_by", "") or fact.__module__.rpartition(".")[2]
             problems.append(
                 f"{key}: {fact.__name__} is needed by {check.name} and given by no filter, add [smtpd.filters.{table}]"
             )
@@ -120,7 +120,8 @@ def _circle(circle: Sequence[Check]) -> str:
     # graphlib names each one before the one that waits for it
     needs = []
     for giver, needy in pairwise(circle):
-        facts = sorted(fact.__name__ for fact in needy.filter.needs if fact in giver.filter.gives)
+        wanted = (*needy.filter.needs, *needy.filter.uses)
+        facts = sorted(fact.__name__ for fact in wanted if fact in giver.filter.gives)
         needs.append(f"{needy.name} needs {', '.join(facts)} of {giver.name}")
     return f"smtpd.filters.{circle[0].name}: filters wait for each other: {', and '.join(reversed(needs))}"
 

@@ -1,0 +1,169 @@
+"""What filters find out about a sender: the facts of SPF, DKIM, ARC and DMARC, and of who forwards.
+
+They are here, and not beside the filters, because other filters read them: `needs = (SpfResults,)`. A fact that
+is `Evidence` also stands in our Authentication-Results field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+from smtpd.authentication_results import MethodResult, SpfResult
+
+DkimResult = Literal["pass", "fail", "policy", "neutral", "temperror", "permerror"]  # RFC 8601 §2.7.1, without "none"
+ArcStatus = Literal["none", "pass", "fail", "temperror"]  # RFC 8617 §4.4 and, for a key nobody answers for, ours
+DmarcStatus = Literal["none", "pass", "fail", "temperror", "permerror"]
+Policy = Literal["none", "quarantine", "reject"]
+Override = Literal["trusted_forwarder", "mailing_list", "local_policy", "sampled_out", "forwarded", "other"]
+
+
+@runtime_checkable
+class Evidence(Protocol):
+    """A fact with something to say in Authentication-Results (RFC 8601)."""
+
+    def results(self) -> Iterable[MethodResult]:
+        """One entry for each thing that was looked at; also "none" and errors."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpfCheck:
+    """One identity checked by SPF (RFC 7208 §2.4): `domain` is an A-label, `identifier` what the client said."""
+
+    result: SpfResult
+    identity: Literal["mailfrom", "helo"]
+    domain: str
+    identifier: str
+    reason: str = ""
+    """Why, in our words; for the log and Authentication-Results."""
+    explanation: str = ""
+    """What the domain says to those it refuses (`exp=`): its words, cleaned to printable ASCII and cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpfResults:
+    """SPF of a transaction: MAIL FROM (with the empty sender postmaster@HELO, RFC 7208 §2.4) and HELO."""
+
+    given_by: ClassVar[str] = "spf"
+
+    mailfrom: SpfCheck
+    helo: SpfCheck | None = None
+
+    def results(self) -> Iterable[MethodResult]:
+        """RFC 8601 §2.7.2."""
+        for check in (self.mailfrom, self.helo):
+            if check is not None and (check is self.mailfrom or check.identity != self.mailfrom.identity):
+                properties = (("smtp", check.identity, check.identifier or check.domain),)
+                yield MethodResult("spf", check.result, reason=check.reason, properties=properties)
+
+
+@dataclass(frozen=True, slots=True)
+class DkimSignature:
+    """One signature (RFC 6376): `domain`, `selector`, `algorithm`, `identity` are its d=, s=, a=, i=."""
+
+    result: DkimResult
+    domain: str
+    selector: str
+    algorithm: str = ""
+    identity: str = ""
+    signature: str = ""
+    """The beginning of b=, as RFC 6008 §4 wants it; so that several signatures can be told apart."""
+    reason: str = ""
+    testing: bool = False
+    """The key says t=y: its owner only tries it (RFC 6376 §3.6.1)."""
+    counts: bool = True
+    """Whether a pass may count for DMARC: not when `l=` left something unsigned, or the key is only tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class DkimResults:
+    """All signatures that were looked at, in the order of the message; none: unsigned."""
+
+    given_by: ClassVar[str] = "dkim"
+
+    signatures: tuple[DkimSignature, ...] = ()
+
+    def results(self) -> Iterable[MethodResult]:
+        """RFC 8601 §2.7.1, RFC 6008."""
+        if not self.signatures:
+            yield MethodResult("dkim", "none", comment="message not signed")
+        for one in self.signatures:
+            values = (("d", one.domain), ("s", one.selector), ("a", one.algorithm), ("i", one.identity))
+            properties = tuple(("header", name, value) for name, value in (*values, ("b", one.signature)) if value)
+            yield MethodResult("dkim", one.result, reason=one.reason, properties=properties)
+
+
+@dataclass(frozen=True, slots=True)
+class ArcResult:
+    """The chain of Authenticated Received (RFC 8617) as it is now."""
+
+    given_by: ClassVar[str] = "arc"
+
+    status: ArcStatus
+    instances: int = 0
+    reason: str = ""
+    oldest_pass: int | None = None
+    """RFC 8617 §5.2: the oldest message signature that still verifies; 0 when all do."""
+    sealers: tuple[str, ...] = ()
+    """d= of the seals, the newest first."""
+    trusted_by: str = ""
+    """The sealer in our list that vouches for the message, "" when there is none or the chain does not pass."""
+    passed_upstream: bool = False
+    """The trusted sealer wrote that DMARC passed when the message came to the first host of the chain."""
+    client_ip: str = ""
+
+    def results(self) -> Iterable[MethodResult]:
+        """RFC 8617 §10.2: smtp.remote-ip, header.oldest-pass."""
+        properties: list[tuple[str, str, str]] = []
+        if self.client_ip:
+            properties.append(("smtp", "remote-ip", self.client_ip))
+        if self.oldest_pass is not None:
+            properties.append(("header", "oldest-pass", str(self.oldest_pass)))
+        yield MethodResult("arc", self.status, reason=self.reason, properties=tuple(properties))
+
+
+@dataclass(frozen=True, slots=True)
+class DmarcResult:
+    """DMARC (RFC 9989) of the author's domain."""
+
+    given_by: ClassVar[str] = "dmarc"
+
+    status: DmarcStatus
+    domain: str = ""
+    """The domain in From, an A-label."""
+    organizational_domain: str = ""
+    policy_domain: str = ""
+    """Where the record was found."""
+    policy: Policy = "none"
+    """What the domain asks for, for this message."""
+    disposition: Policy = "none"
+    """What becomes of it here, overrides considered."""
+    override: Override | None = None
+    reason: str = ""
+
+    def results(self) -> Iterable[MethodResult]:
+        """RFC 9989 and RFC 8601 §2.7; the policy stands in a comment, as everybody does it."""
+        comment = ""
+        if self.policy_domain:
+            comment = f"p={self.policy} dis={self.disposition}"
+            comment += f" override={self.override}" if self.override else ""
+        properties = (("header", "from", self.domain),) if self.domain else ()
+        yield MethodResult("dmarc", self.status, comment=comment, reason=self.reason, properties=properties)
+
+
+@dataclass(frozen=True, slots=True)
+class TrustedForwarder:
+    """The client forwards mail of our recipients (filter `trusted_forwarders`)."""
+
+    given_by: ClassVar[str] = "trusted_forwarders"
+
+    name: str
+    """Of the entry in the configuration."""
+    domains: frozenset[str]
+    """Recipient domains it forwards for; empty: all of ours."""
+    never_reject: bool = False
+
+    def forwards_for(self, domain: str) -> bool:
+        """Whether it does so for recipients in this domain of ours (an A-label)."""
+        return not self.domains or domain in self.domains
