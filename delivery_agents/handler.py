@@ -30,7 +30,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from typing import Annotated, Any, Self
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -76,7 +77,7 @@ class HandlerOptions(AgentOptions):
 class Handler(DeliveryAgent):
     """Makes the handler, and calls it."""
 
-    Options = HandlerOptions
+    Options: ClassVar[type[HandlerOptions]] = HandlerOptions
     options: HandlerOptions
 
     def __init__(self, name: str, options: HandlerOptions, services: Services) -> None:
@@ -84,7 +85,16 @@ class Handler(DeliveryAgent):
         self.options = options
         self.calls = Calls(limit=options.concurrency, in_threads=options.thread)
         self.handler: Any = None
-        self.asks = hasattr(load_handler(options.handler), "handle_RCPT")
+        self.asks = hasattr(self.find_handler(), "handle_RCPT")
+
+    @classmethod
+    def around(cls, handler: object) -> partial[GivenHandler]:
+        """What makes an agent of a handler that is there already, for `Server(agents=...)`."""
+        return partial(GivenHandler, handler)
+
+    def find_handler(self) -> object:
+        """Where the hooks can be seen."""
+        return load_handler(self.options.handler)
 
     async def start(self) -> None:
         """Make the handler; BrokenPlugin when that fails."""
@@ -121,6 +131,39 @@ class Handler(DeliveryAgent):
             self.services.log.error("delivery-answer-unusable", agent=self.name, trace=mail.id, answer=answer)
             return replies.OUR_FAULT
         return reply
+
+
+class GivenOptions(HandlerOptions):
+    """Options of a handler that the program around the server has made."""
+
+    handler: str = ""
+    """Not used: the handler is there."""
+    concurrency: Annotated[int, Field(ge=1, le=1000)] = 100
+    """How many calls may run at the same time."""
+    thread: Literal[False] = False
+    """It lives in the event loop that the program runs."""
+
+    @model_validator(mode="after")
+    def _is_usable(self) -> Self:
+        return self
+
+
+class GivenHandler(Handler):
+    """Calls a handler that is there already, in the event loop of the server."""
+
+    Options = GivenOptions
+
+    def __init__(self, handler: object, name: str, options: GivenOptions, services: Services) -> None:
+        self._given = handler
+        super().__init__(name, options, services)
+
+    def find_handler(self) -> object:
+        """The handler itself."""
+        return self._given
+
+    async def start(self) -> None:
+        """Nothing has to be made."""
+        self.handler = self._given
 
 
 class HandlerDelivery(Delivery):

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from smtpd.acceptor import Acceptor
-from smtpd.config import Config
+from smtpd.config import Config, TlsOptions
 from smtpd.exporter import Exporter
 from smtpd.generation import AgentMaker, FilterMaker, Generation, OwnParts, check
 from smtpd.journal import Journal
@@ -20,7 +20,7 @@ from smtpd.log import Log
 from smtpd.metrics import Metrics, Slots
 from smtpd.sockets import BACKLOG, Inherited, bind, describe
 from smtpd.store import MemoryStore, Store, open_store
-from smtpd.tls import Certificates, TlsError, combinations
+from smtpd.tls import Certificates, Contexts, TlsError, combinations
 from smtpd.wire import Connection, Gate
 
 START_SECONDS = 60.0  # for everything in a configuration that is reloaded: the next reload waits for it
@@ -38,7 +38,8 @@ class Server:
             await server.serve()
 
     `agents` and `filters` are classes of yours that no entry point leads to, by the name of their table; see
-    docs/embedding.md. The server installs no signal handlers and leaves the process as it is. After `stop` it
+    docs/embedding.md. `contexts` take the place of the certificates in `[smtpd.tls]`.
+    The server installs no signal handlers and leaves the process as it is. After `stop` it
     can be started again; its numbers go on.
     """
 
@@ -50,6 +51,7 @@ class Server:
         filters: Mapping[str, FilterMaker] | None = None,
         log: Log | None = None,
         environ: Mapping[str, str] | None = None,
+        contexts: Contexts | None = None,
     ) -> None:
         self.config = config
         self._own = OwnParts(agents or {}, filters or {})
@@ -63,6 +65,8 @@ class Server:
         self._slots = Slots(config.metrics.ip_slots)
         self._store: Store = MemoryStore(time.monotonic)
         self._journal = Journal(self._store, log=self.log)
+        self._contexts = contexts
+        self._listens = True
         self._certificates: Certificates | None = None
         self._generation: Generation | None = None
         self._gates: dict[str, Gate] = {}
@@ -105,14 +109,18 @@ class Server:
         await self._generation.start()
         return self._generation
 
-    async def start(self) -> None:
-        """Start agents and filters, then listen. What it raises says what is wrong; nothing keeps running then."""
+    async def start(self, *, listens: bool = True) -> None:
+        """Start agents and filters, then listen. What it raises says what is wrong; nothing keeps running then.
+
+        `listens=False`: connections come by `connection`, from sockets of somebody else.
+        """
         self._begin()
+        self._listens = listens
         try:
-            check(self.config, self._own)
-            if not self._sockets:
+            self._check(self.config)
+            if listens and not self._sockets:
                 self.bind()
-            if self.config.tls is not None and self.config.tls.cert_file:
+            if self._contexts is None and self.config.tls is not None and self.config.tls.cert_file:
                 wanted = combinations(self.config)
                 self._certificates = Certificates(self.config.tls, self.log, self.metrics, combinations=wanted)
                 self._watch = asyncio.create_task(self._certificates.watch())
@@ -130,6 +138,13 @@ class Server:
             raise
         self._was_ready = True
         self.log.info("ready", hostname=self.config.hostname, pid=os.getpid())
+
+    def connection(self, listener: str, loop: asyncio.AbstractEventLoop) -> Connection:
+        """What `loop.create_server` and its like need for each connection, after `start`; TLS may be there already.
+
+        It is served as one that came in at the listener, but for PROXY headers, which only our own sockets read.
+        """
+        return Connection(self._gates[listener], loop)
 
     async def serve(self) -> None:
         """Wait until `close` is called, then drain and stop."""
@@ -193,7 +208,7 @@ class Server:
             await self._replace(config)
 
     async def _replace(self, config: Config) -> None:
-        check(config, self._own)
+        self._check(config)
         if config.delivery != self.config.delivery:
             self._journal = self._make_journal(config)
         old, options = self._generation, config.tls
@@ -210,7 +225,7 @@ class Server:
         for name, service in generation.services.items():
             if name in self._gates:
                 self._gates[name].service = service
-            if self._needs_restart(name, config):
+            if self._listens and self._needs_restart(name, config):
                 self.log.warning("restart-needed", listener=name, problem="it listens only after a restart")
         self._limits.total = config.limits.connections
         self._limits.per_ip = config.limits.connections_per_ip
@@ -252,11 +267,17 @@ class Server:
             slots=self._slots,
             budget=self._budget,
             spawn=self.spawn,
-            has_tls=self._certificates is not None,
+            has_tls=self._certificates is not None or self._contexts is not None,
             journal=self._journal,
             store=self._store,
             own=self._own,
         )
+
+    def _check(self, config: Config) -> None:
+        if self._contexts is not None:  # they need no files, so for the check any that exist will do
+            named = {"cert_file": __file__, "key_file": __file__}
+            config = config.model_copy(update={"tls": (config.tls or TlsOptions()).model_copy(update=named)})
+        check(config, self._own)
 
     def _begin(self) -> None:
         if self._is_stopped:
@@ -285,8 +306,8 @@ class Server:
         assert self._generation is not None
         loop = asyncio.get_running_loop()
         for name, service in self._generation.services.items():
-            gate = self._gates[name] = Gate(service, self._limits, self._certificates)
-            for opened in self._sockets[name]:
+            gate = self._gates[name] = Gate(service, self._limits, self._contexts or self._certificates)
+            for opened in self._sockets.get(name, ()):
                 listener = self.config.listeners[name]
                 listen = _accept if listener.proxy_protocol else _listen
                 self._listening.setdefault(name, []).append(await listen(gate, opened, loop))

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from smtpd.metrics import Metrics
 
 __all__ = [
-    "CERTIFICATE_EXPIRY", "Certificates", "ClientCertificates", "Combination", "Settings", "TlsError",
+    "CERTIFICATE_EXPIRY", "Certificates", "ClientCertificates", "Combination", "Contexts", "Settings", "TlsError",
     "combinations", "describe", "make_developer_certificate",
 ]  # fmt: skip
 
@@ -88,6 +88,13 @@ class Settings(CertificateFiles, Protocol):
     def client_ca_file(self) -> str | None: ...  # noqa: D102
     @property
     def reload_interval(self) -> float: ...  # noqa: D102
+
+
+class Contexts(Protocol):
+    """Where the context for a handshake comes from: `Certificates`, or contexts that a program has already."""
+
+    def context(self, *, session_tickets: bool, client_certificates: ClientCertificates) -> ssl.SSLContext:
+        """The context for a handshake that begins now; TlsError when there is none."""
 
 
 class Combination(NamedTuple):

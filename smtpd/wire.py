@@ -32,7 +32,7 @@ class Gate:
 
     __slots__ = ("certificates", "channels", "is_draining", "limits", "on_idle", "service")
 
-    def __init__(self, service: Service, limits: ConnectionLimits, certificates: tls.Certificates | None) -> None:
+    def __init__(self, service: Service, limits: ConnectionLimits, certificates: tls.Contexts | None) -> None:
         self.service = service
         self.limits = limits
         self.certificates = certificates
@@ -132,8 +132,11 @@ class Connection(asyncio.Protocol):
             port=port,
             local_ip=local_ip,
             local_port=local_port,
+            tls=_negotiated(transport),
             trusted=service.trusts(ip),
         )
+        if session.tls is not None:
+            service.meters.tls(session.tls.version)
         channel = self._channel = Channel(self, self._loop)
         channel.on_finished = self._finished
         gate.channels[channel] = service
@@ -148,7 +151,7 @@ class Connection(asyncio.Protocol):
 
     def _turn_away(self, refusal: Reply, ip: str) -> None:
         service, trace = self._gate.service, new_id()
-        if service.switches.tls != "implicit":  # nobody could read it there
+        if service.switches.tls != "implicit" or not self._transport_is_plain():  # else nobody could read it
             self.write(refusal.encode(trace, service.texts))
         why, log = str(refusal), service.log.debug if self._is_check else service.log.info
         log("refused", listener=service.listener, ip=ip, trace=trace, at="CONNECT", reply=why, reason=refusal.key)
@@ -258,9 +261,9 @@ class Connection(asyncio.Protocol):
         if transport is None:
             raise Disconnected
         self._transport = transport
-        connection = transport.get_extra_info("ssl_object")
-        assert isinstance(connection, ssl.SSLObject)
-        return tls.describe(connection)
+        negotiated = _negotiated(transport)
+        assert negotiated is not None
+        return negotiated
 
     def readdress(self, ip: str) -> Reply | None:
         """See carrier.Transport."""
@@ -286,6 +289,12 @@ class Connection(asyncio.Protocol):
 
 def _is_transport(transport: asyncio.BaseTransport) -> TypeGuard[asyncio.Transport]:
     return hasattr(transport, "write")  # uvloop's classes do not derive from asyncio's
+
+
+def _negotiated(transport: asyncio.Transport) -> TlsInfo | None:
+    """None without TLS. Whoever listens for us may have shaken hands before we are told of a connection."""
+    connection = transport.get_extra_info("ssl_object")
+    return tls.describe(connection) if isinstance(connection, ssl.SSLObject) else None
 
 
 def address_of(name: object) -> tuple[IPAddress, str, int]:

@@ -1,12 +1,14 @@
-"""Every dialog file, whole and byte by byte in memory, and over TCP and TLS with the real server on both loops."""
+"""Every dialog file: whole and byte by byte in memory, and over TCP and TLS, with the real server and with a
+controller of aiosmtpd."""
 
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import bridge
 import dialogue
 import pytest
 from dialogue import Dialog, Mailboxes
@@ -78,3 +80,23 @@ def test_dialog_over_tls(dialog: Dialog, loop: str, real: Callable[..., Any], tr
     said = dialogue.play_over_socket(dialog, server.port(dialog.twin), trust, tls=True)
     Mailboxes(server.config.parent / "mail").check(dialog, said)
     assert not server.events("our-fault")
+
+
+@pytest.fixture(scope="module")
+def bridges(certificates: Any) -> Iterator[bridge.Bridges]:
+    with bridge.Bridges(certificates) as started:
+        yield started
+
+
+@each([dialog for dialog in DIALOGS if dialog.tls != "yes"])
+def test_dialog_over_controller(dialog: Dialog, bridges: bridge.Bridges, trust: ssl.SSLContext) -> None:
+    port, mailboxes = bridges.start(dialog)
+    said = dialogue.play_over_socket(dialog, port, trust, tls=False)
+    mailboxes.check(dialog, said)
+
+
+@each([dialog for dialog in DIALOGS if dialog.tls in ("either", "yes")])
+def test_dialog_over_controller_with_tls(dialog: Dialog, bridges: bridge.Bridges, trust: ssl.SSLContext) -> None:
+    port, mailboxes = bridges.start(dialog, tls=True)
+    said = dialogue.play_over_socket(dialog, port, trust, tls=True)
+    mailboxes.check(dialog, said)
