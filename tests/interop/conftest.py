@@ -1,91 +1,29 @@
-"""What the tests with real peers share: a letter to send, ways to run programs, and to read what arrived."""
+"""What the tests with real peers share, besides `letter.py` and `programs.py`: fixtures, and looks at what arrived."""
 
-import re
+import os
 import socket
-import subprocess
-import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
 
 from tests.conftest import PATIENCE, Server
+from tests.interop.exim import PLAIN, Exim
+from tests.interop.letter import LETTER as LETTER
+from tests.interop.letter import Arrived as Arrived
+from tests.interop.letter import read as read
+from tests.interop.postfix import Postfix, prepare
+from tests.interop.programs import Daemon as Daemon
+from tests.interop.programs import Ran as Ran
+from tests.interop.programs import run as run
 
 Serve = Callable[..., Server]
 Peer = Callable[[str], str]
+MakeExim = Callable[..., Exim]
+StartPostfix = Callable[..., Postfix]
 
-LETTER = (
-    b"From: Eve <eve@sender.test>\r\n"
-    b"To: Bob <bob@example.test>\r\n"
-    b"Subject: folded\r\n\tover two lines\r\n"
-    b"Date: Sat, 21 Nov 2026 02:00:00 +0000\r\n"
-    b"Message-ID: <1@sender.test>\r\n"
-    b"X-Order: first\r\n"
-    b"X-Order: second\r\n"
-    b"\r\n"
-    b"Hello,\r\n"
-    b".\r\n"
-    b"..two dots, and one alone above\r\n"
-    b"trailing blanks  \t\r\n" + b"x" * 990 + b"\r\n"
-    b"\r\n"
-    b"end\r\n"
-)
-"""Everything that is easily damaged on the way: order, folding, dots, blanks, a line of the greatest length."""
-
-ONLY_BOB_AND_CAROL = {
-    "smtpd": {"agents": {"mailstore": {"recipients": ["bob@example.test", "carol@example.test"]}}}
-}
-
-
-@dataclass(frozen=True)
-class Ran:
-    """A program that has ended; `output` is what it wrote to standard output and standard error."""
-
-    code: int
-    output: str
-
-
-def run(*words: object, letter: bytes = b"", expect: int | None = 0, **options: object) -> Ran:
-    """Run a program with `letter` as its input; `expect` is its exit status, None for any."""
-    command = [str(word) for word in words]
-    ended = subprocess.run(
-        command, input=letter, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        timeout=2 * PATIENCE, check=False, **options,
-    )  # fmt: skip
-    ran = Ran(ended.returncode, ended.stdout.decode("utf-8", "backslashreplace"))
-    assert expect is None or ran.code == expect, f"exit status {ran.code}: {command}\n{ran.output}"
-    return ran
-
-
-@dataclass(frozen=True)
-class Arrived:
-    """A delivered message: what our server put on top, as one line for each field, and the rest as it came."""
-
-    return_path: str
-    delivered_to: str | None
-    received: str
-    content: bytes = field(repr=False)
-
-    @property
-    def protocol(self) -> str:
-        """The word behind "with"."""
-        found = re.search(r" with (\w+)", self.received)
-        assert found is not None, self.received
-        return found[1]
-
-
-def read(mail: bytes) -> Arrived:
-    """Take our own fields off the top of a delivered message."""
-    top, rest = [], mail
-    while not top or not top[-1].startswith("Received:"):
-        found = re.match(rb"[^\r\n]+\r\n(?:[ \t][^\r\n]*\r\n)*", rest)
-        assert found is not None, mail
-        top.append(re.sub(r"\r\n[ \t]+", " ", found[0].decode()).strip())
-        rest = rest[found.end() :]
-    named = dict(line.split(": ", 1) for line in top)
-    return Arrived(named["Return-Path"], named.get("Delivered-To"), named["Received"], rest)
+ONLY_BOB_AND_CAROL = {"smtpd": {"agents": {"mailstore": {"recipients": ["bob@example.test", "carol@example.test"]}}}}
 
 
 def the_only_mail(server: Server, user: str = "bob") -> Arrived:
@@ -104,54 +42,6 @@ def metrics(server: Server) -> dict[str, float]:
     return {name: float(value) for name, value in samples}
 
 
-class Daemon:
-    """A process in the foreground that writes its log to standard output; `wait_for` finds lines in it."""
-
-    def __init__(self, *words: object, **options: object) -> None:
-        self.lines: list[str] = []
-        self._changed = threading.Condition()
-        self.process = subprocess.Popen(
-            [str(word) for word in words],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options,
-        )  # fmt: skip
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            with self._changed:
-                self.lines.append(line)
-                self._changed.notify_all()
-
-    def found(self, pattern: str) -> list[str]:
-        """The lines so far in which a regular expression is found."""
-        with self._changed:
-            return [line for line in self.lines if re.search(pattern, line)]
-
-    def wait_for(self, pattern: str, count: int = 1) -> list[str]:
-        """Wait until the expression was found in so many lines."""
-        with self._changed:
-            self._changed.wait_for(lambda: len(self.found(pattern)) >= count, PATIENCE)
-        found = self.found(pattern)
-        assert len(found) >= count, f"{pattern!r} not found {count} times in\n{''.join(self.lines)}"
-        return found
-
-    def stop(self) -> int:
-        """End it with SIGTERM, by force if need be; its exit status."""
-        if self.process.poll() is None:
-            self.process.terminate()
-        try:
-            self.process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self._reader.join(PATIENCE)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        return self.process.returncode
-
-
 @pytest.fixture
 def daemon() -> Iterator[Callable[..., Daemon]]:
     """Start programs that run until the test is over."""
@@ -164,6 +54,36 @@ def daemon() -> Iterator[Callable[..., Daemon]]:
     yield start
     for process in running:
         process.stop()
+
+
+@pytest.fixture
+def exim(peer: Peer, directory: Path) -> MakeExim:
+    """An Exim that sends everything to one listener; `transport` is more lines of its smtp transport."""
+    program = peer("exim4")
+    if os.geteuid() != 0:
+        pytest.skip("Exim reads our configuration only as root")
+
+    def make(server: Server, listener: str = "smtp", transport: str = PLAIN, more: str = "") -> Exim:
+        return Exim(program, directory / "exim", server.port(listener), transport, more)
+
+    return make
+
+
+@pytest.fixture
+def postfix(peer: Peer, directory: Path, daemon: Callable[..., Daemon]) -> StartPostfix:
+    """Start Postfix with a server of ours as its only way out; further settings are lines of main.cf."""
+    program, sendmail, queue = peer("postfix"), peer("sendmail"), peer("postqueue")
+    if os.geteuid() != 0:
+        pytest.skip("only root can start Postfix")
+
+    def start(server: Server, listener: str = "smtp", *settings: str) -> Postfix:
+        home = directory / "postfix"
+        prepare(home, program, server.port(listener), *settings)
+        running = daemon("/usr/lib/postfix/sbin/master", "-c", home / "conf", "-s")
+        running.wait_for("daemon started")
+        return Postfix(home, running, sendmail, queue)
+
+    return start
 
 
 @pytest.fixture
