@@ -140,7 +140,7 @@ PLACES = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def peer() -> Callable[[str], str]:
     """Ask for a real program by its name; the answer is its path, or the test is skipped.
 
@@ -266,16 +266,17 @@ class Server:
             self._ended = True
             self._changed.notify_all()
 
-    def events(self, event: str) -> list[dict[str, Any]]:
-        """Log lines with this event, in order."""
+    def events(self, event: str, **fields: object) -> list[dict[str, Any]]:
+        """Log lines with this event, and with these fields, in order."""
+        wanted = {"event": event, **fields}.items()
         with self._changed:
-            return [entry for entry in self.log if entry.get("event") == event]
+            return [entry for entry in self.log if wanted <= entry.items()]
 
-    def wait_for(self, event: str, count: int = 1) -> dict[str, Any]:
-        """Wait until `count` lines with this event are in the log; the last of them."""
+    def wait_for(self, event: str, count: int = 1, **fields: object) -> dict[str, Any]:
+        """Wait until `count` lines with this event, and with these fields, are in the log; the last of them."""
         with self._changed:
-            self._changed.wait_for(lambda: self._ended or len(self.events(event)) >= count, PATIENCE)
-        seen = self.events(event)
+            self._changed.wait_for(lambda: self._ended or len(self.events(event, **fields)) >= count, PATIENCE)
+        seen = self.events(event, **fields)
         assert len(seen) >= count, f"no {event!r} in the log:\n{''.join(self.output)}"
         return seen[count - 1]
 
