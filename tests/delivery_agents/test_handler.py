@@ -30,6 +30,7 @@ class Keeper:
         self.arguments = arguments
         self.seen: list[dict[str, Any]] = []
         self.answers: list[object] = []
+        self.before: list[list[str]] = []
 
     async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> object:  # noqa: N802
         assert server.loop is session.loop is asyncio.get_running_loop()
@@ -45,6 +46,7 @@ class Picky(Keeper):
     async def handle_RCPT(  # noqa: N802
         self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
     ) -> object:
+        self.before.append(list(envelope.rcpt_tos))
         name = address.partition("@")[0]
         if name == "plain":
             envelope.rcpt_tos.append(address)
@@ -54,7 +56,8 @@ class Picky(Keeper):
             return "250 OK"
         if name == "refused":
             envelope.rcpt_tos.append(address)
-        answers = {"lazy": "250 OK", "default": MISSING, "refused": "550 5.1.1 who\r\n", "odd": 17, "user": "501 no"}
+        answers: dict[str, object] = {"lazy": "250 OK", "default": MISSING, "refused": "550 5.1.1 who\r\n"}
+        answers |= {"odd": 17, "user": "501 no", "data": "354 go on"}
         return answers[name]
 
 
@@ -222,6 +225,7 @@ async def test_handler_is_asked_at_rcpt_and_fills_the_envelope() -> None:
         answers = await (await server.connect()).send(TEXT, recipients=[f"{name}@example.test" for name in names])
         assert [answer[:9] for answer in answers[1:]] == ["250 2.1.5"] * 3 + ["550 5.1.1", "250 2.1.5", "250 2.0.0"]
         (seen,) = handler(server).seen
+        assert not [address for known in handler(server).before for address in known if address.startswith("refused")]
     listed = ["one@elsewhere.test", "two@elsewhere.test"]
     assert seen["rcpt_tos"] == ["plain@example.test", *listed, "lazy@example.test", "default@example.test"]
 
@@ -229,8 +233,8 @@ async def test_handler_is_asked_at_rcpt_and_fills_the_envelope() -> None:
 async def test_answer_at_rcpt_that_makes_no_sense_defers() -> None:
     async with serve(Picky) as server:
         talk = await server.connect()
-        answers = await talk.send(TEXT, recipients=["odd@example.test", "user@example.test"])
-        assert [answer[:9] for answer in answers[1:]] == ["451 4.3.0", "554 5.0.0"]
+        answers = await talk.send(TEXT, recipients=["odd@example.test", "user@example.test", "data@example.test"])
+        assert [answer[:9] for answer in answers[1:]] == ["451 4.3.0", "554 5.0.0", "451 4.3.0"]
         server.forget("delivery-answer-unusable")
 
 

@@ -200,23 +200,26 @@ async def test_program_that_is_not_there_keeps_the_server_from_starting(director
 
 
 async def test_program_that_reads_nothing_may_succeed(directory: Path) -> None:
-    big = "\n".join(["x" * 70] * 20_000)
+    big = "Subject: big\n\n" + "\n".join(["x" * 70] * 20_000)
     assert (await answer(script(directory, "exec <&-; exit 0"), content=big)).startswith("250 ")
     assert (await answer(script(directory, "exit 67"), content=big)).startswith("550 5.1.1 ")
 
 
 async def test_grandchild_that_keeps_the_pipes_is_not_waited_for(directory: Path) -> None:
-    big = "\n".join(["x" * 70] * 20_000)
-    program = script(directory, f"sleep 600 <&0 & echo $! >{directory}/pid; exit 0")
-    async with asyncio.timeout(30):
-        assert (await answer(program, content=big)).startswith("250 ")
+    big = "Subject: big\n\n" + "\n".join(["x" * 70] * 20_000)
+    program = script(directory, f"exec 3<&0; sleep 600 & echo $! >{directory}/pid; exit 0")
+    async with serve(program) as server, asyncio.timeout(30):
+        talk = await server.connect()
+        before = len(os.listdir("/proc/self/fd"))
+        assert (await talk.send(big))[-1].startswith("250 ")
+        assert len(os.listdir("/proc/self/fd")) == before
     pid = int((directory / "pid").read_text())
     assert is_alive(pid)
     os.kill(pid, signal.SIGKILL)
 
 
 async def test_big_message_arrives_whole_though_the_program_is_slow_to_read(directory: Path) -> None:
-    big = "\n".join(f"{number:070}" for number in range(50_000))
+    big = "Subject: big\n\n" + "\n".join(f"{number:070}" for number in range(50_000))
     program = script(directory, f"read first; cat >{directory}/rest")
     assert (await answer(program, content=big, return_path=False)).startswith("250 ")
     assert (directory / "rest").read_text().endswith(big)
@@ -235,6 +238,8 @@ async def test_last_line_of_the_program_is_said_only_when_asked_for(directory: P
     assert "room" not in await answer(program)
     said = await answer(program, say_output=True)
     assert said.startswith("554 5.3.0 no room ?[2J for you \\xfc [")
+    later = script(directory, "cat >/dev/null; echo come again; exit 75")
+    assert (await answer(later, say_output=True)).startswith("451 4.3.0 come again [")
 
 
 async def test_what_a_broken_program_says_is_never_said(directory: Path) -> None:
@@ -284,7 +289,7 @@ async def test_overrun_ends_the_whole_group_and_leaves_the_outcome_unknown(direc
 async def test_program_that_does_not_hear_sigterm_is_killed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child_module, "GRACE", 0.1)
     program = script(directory, f"trap '' TERM; echo $$ >{directory}/pid; while :; do sleep 1; done")
-    big = "\n".join(["x" * 70] * 20_000)
+    big = "Subject: big\n\n" + "\n".join(["x" * 70] * 20_000)
     said = await answer(program, content=big, timeout=1.0, forget="delivery-timed-out")
     assert said.startswith("451 4.4.2 The mailstore did not answer in time")  # it had not read the whole message
     assert not is_alive(int((directory / "pid").read_text()))
