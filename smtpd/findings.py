@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
-from smtpd.authentication_results import MethodResult, SpfResult
+from smtpd.authentication_results import MethodResult, SpfResult, authentication_results
+from smtpd.model import Transaction
 
 DkimResult = Literal["pass", "fail", "policy", "neutral", "temperror", "permerror"]  # RFC 8601 §2.7.1, without "none"
 ArcStatus = Literal["none", "pass", "fail", "temperror"]  # RFC 8617 §4.4 and, for a key nobody answers for, ours
@@ -167,3 +168,10 @@ class TrustedForwarder:
     def forwards_for(self, domain: str) -> bool:
         """Whether it does so for recipients in this domain of ours (an A-label)."""
         return not self.domains or domain in self.domains
+
+
+def results_field(authserv_id: str, mail: Transaction) -> bytes:
+    """Our Authentication-Results field for a message: everything that filters found out about its sender."""
+    facts = (*mail.session.facts, *mail.facts)
+    found = [one for fact in facts if isinstance(fact, Evidence) for one in fact.results()]
+    return authentication_results(authserv_id, found, utf8=mail.smtputf8)

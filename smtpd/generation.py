@@ -18,6 +18,7 @@ from smtpd.config.problems import Origins
 from smtpd.config.validation import Draft
 from smtpd.content import Budget
 from smtpd.delivery import DeliveryAgent
+from smtpd.dns import Resolver
 from smtpd.journal import Journal
 from smtpd.log import Log
 from smtpd.metrics import Meters, Metrics, Slots
@@ -67,12 +68,20 @@ class Generation:
         has_tls: bool,
         journal: Journal,
         store: Store,
+        resolver: Resolver,
         own: OwnParts = _NOTHING,
     ) -> None:
         self.config = config
         self._log = log
         self._started: list[tuple[str, Part]] = []
-        services = Services(hostname=config.hostname, log=log, metrics=metrics, store=store)
+        services = Services(
+            hostname=config.hostname,
+            log=log,
+            metrics=metrics,
+            store=store,
+            resolver=resolver,
+            lookups_per_message=config.dns.lookups_per_message,
+        )
         self.agents = _agents(config, services, own.agents)
         self.filters, rules = _filters(config, services, own.filters)
         self.authenticator = _authenticator(config, services)

@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING
 
 from smtpd import replies, trace
 from smtpd.channel import Overrun
+from smtpd.content import MAX_HEAD
 from smtpd.delivery import combine
+from smtpd.findings import results_field
+from smtpd.forgeries import without_forged_fields
 from smtpd.journal import Journal, message_key
 from smtpd.model import Message, Recipient
-from smtpd.replies import Reply
+from smtpd.replies import Refused, Reply
 from smtpd.store import StoreError
 
 if TYPE_CHECKING:
@@ -61,7 +64,7 @@ class Unread:
 class Handover:
     """One message on its way to the agents."""
 
-    __slots__ = ("_conversation", "_has_id", "_in_flight", "_key", "_message", "_under_way")
+    __slots__ = ("_begins_with_blank", "_conversation", "_has_id", "_in_flight", "_key", "_message", "_under_way")
 
     def __init__(self, conversation: Answering, in_flight: InFlight, message: Message) -> None:
         self._conversation = conversation
@@ -69,16 +72,18 @@ class Handover:
         self._message = message
         self._key: str | None = None
         self._has_id = False
+        self._begins_with_blank = False
         self._under_way: ExitStack | None = None
 
     async def run(self) -> Outcome:
         """RFC 5321 §6.1: the outcome is positive after an agent has made the message safe."""
-        if self._loops():
-            return Outcome(replies.MAIL_LOOP)
         mail = self._in_flight.mail
         everybody = mail.recipients
         try:
+            self._look_at_head()
             return await self._judge_and_deliver()
+        except Refused as refused:
+            return Outcome(refused.reply)
         except StoreError as error:
             self._conversation.account.journal_failed(error, mail)
             self._release()
@@ -92,6 +97,7 @@ class Handover:
 
     async def _judge_and_deliver(self) -> Outcome:
         conversation, message, mail = self._conversation, self._message, self._in_flight.mail
+        service = conversation.service
         answers: Answers = {}
         if not conversation.service.policy.message.idle:
             judged = await self._judge()
@@ -99,24 +105,35 @@ class Handover:
                 return Outcome(replies.FILTERS_LATE if judged is None else judged.reply or replies.OUR_FAULT)
             answers.update(judged.refused)
             mail.recipients = [recipient for recipient in mail.recipients if recipient not in answers]
+            if service.policy.gives_evidence:
+                message.added.append(results_field(service.authserv_id, mail))
             message.added.extend(trace.field(name, value) for name, value in judged.headers)
             if labels := mail.all_labels:
                 message.added.append(trace.labels(labels))
-        message.added.append(trace.received(conversation.session, mail, conversation.service.config.hostname))
-        journal = conversation.service.journal
+        message.added.append(trace.received(conversation.session, mail, service.config.hostname))
+        if self._begins_with_blank:
+            message.added.append(b"\r\n")  # or the first line would go on with our Received field
+        journal = service.journal
         if mail.recipients and not journal.idle:
             answers.update(await self._settled())
             mail.recipients = [recipient for recipient in mail.recipients if recipient not in answers]
         if mail.recipients:
-            if conversation.service.is_cautious:
+            if service.is_cautious:
                 await conversation.channel.run(journal.begin(self._find_key(), mail.recipients))
             answers.update(await self._deliver())
         return await self._remembered(answers)
 
-    def _loops(self) -> bool:
-        head = b"\n" + self._message.content.head().lower()
+    def _look_at_head(self) -> None:
+        """Refuse mail that loops (RFC 5321 §6.3), and take fields away that pretend to be ours (RFC 8601 §5)."""
+        message, service = self._message, self._conversation.service
+        head = b"\n" + message.content.head().lower()
         self._has_id = b"\nmessage-id" in head  # else there is no key, and nothing to remember
-        return head.count(b"\nreceived:") > self._conversation.service.config.max_received  # RFC 5321 §6.3
+        self._begins_with_blank = head.startswith((b"\n ", b"\n\t"))
+        if head.count(b"\nreceived:") > service.config.max_received:
+            raise Refused(replies.MAIL_LOOP)
+        is_suspicious = b"\nauthentication-results" in head or b"\nx-smtpd-" in head
+        if is_suspicious or self._begins_with_blank or len(head) > MAX_HEAD:
+            message.content = without_forged_fields(message.content, service.authserv_id)
 
     async def _judge(self) -> Judgement | None:
         """What the filters think; None when they took too long."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from smtpd.acceptor import Acceptor
 from smtpd.config import Config, TlsOptions
+from smtpd.dns import Resolver, make_resolver
 from smtpd.exporter import Exporter
 from smtpd.generation import AgentMaker, FilterMaker, Generation, OwnParts, check
 from smtpd.journal import Journal
@@ -22,6 +23,7 @@ from smtpd.sockets import BACKLOG, Inherited, bind, describe
 from smtpd.store import MemoryStore, Store, open_store
 from smtpd.tls import Certificates, Contexts, TlsError, combinations
 from smtpd.wire import Connection, Gate
+from smtpd.zone import Zone
 
 START_SECONDS = 60.0  # for everything in a configuration that is reloaded: the next reload waits for it
 _GOODBYE = 1.0  # seconds
@@ -38,9 +40,9 @@ class Server:
             await server.serve()
 
     `agents` and `filters` are classes of yours that no entry point leads to, by the name of their table; see
-    docs/embedding.md. `contexts` take the place of the certificates in `[smtpd.tls]`.
-    The server installs no signal handlers and leaves the process as it is. After `stop` it
-    can be started again; its numbers go on.
+    docs/embedding.md. `contexts` take the place of the certificates in `[smtpd.tls]`,
+    `resolver` that of `[smtpd.dns]`. The server installs no signal handlers and leaves the process as it is. After
+    `stop` it can be started again; its numbers go on.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Server:
         agents: Mapping[str, AgentMaker] | None = None,
         filters: Mapping[str, FilterMaker] | None = None,
         log: Log | None = None,
+        resolver: Resolver | None = None,
         environ: Mapping[str, str] | None = None,
         contexts: Contexts | None = None,
     ) -> None:
@@ -67,6 +70,8 @@ class Server:
         self._journal = Journal(self._store, log=self.log)
         self._contexts = contexts
         self._listens = True
+        self._own_resolver = resolver
+        self._resolver: Resolver = resolver or Zone()
         self._certificates: Certificates | None = None
         self._generation: Generation | None = None
         self._gates: dict[str, Gate] = {}
@@ -104,7 +109,7 @@ class Server:
     async def start_quietly(self) -> Generation:
         """Start agents and filters, but listen nowhere; for conversations that come by another way."""
         self._begin()
-        await self._open_store()
+        await self._open_surroundings()
         self._generation = self._make(self.config)
         await self._generation.start()
         return self._generation
@@ -124,7 +129,7 @@ class Server:
                 wanted = combinations(self.config)
                 self._certificates = Certificates(self.config.tls, self.log, self.metrics, combinations=wanted)
                 self._watch = asyncio.create_task(self._certificates.watch())
-            await self._open_store()
+            await self._open_surroundings()
             self._generation = self._make(self.config)
             await self._generation.start()
             await self._listen()
@@ -186,6 +191,7 @@ class Server:
             await self._generation.stop()
             self._generation = None
         await self._store.stop()
+        await self._resolver.stop()
         if self._exporter is not None:
             await self._exporter.stop()
             self._exporter = None
@@ -230,8 +236,9 @@ class Server:
         self._limits.total = config.limits.connections
         self._limits.per_ip = config.limits.connections_per_ip
         self._budget.limit = config.limits.memory_for_content
-        if config.state != self.config.state:
-            self.log.warning("restart-needed", listener="", problem="[smtpd.state] holds only after a restart")
+        for table in ("state", "dns"):
+            if getattr(config, table) != getattr(self.config, table):
+                self.log.warning("restart-needed", listener="", problem=f"[smtpd.{table}] holds only after a restart")
         self._generation, self.config = generation, config
         self.log.info("reloaded")
         if old is not None:
@@ -270,6 +277,7 @@ class Server:
             has_tls=self._certificates is not None or self._contexts is not None,
             journal=self._journal,
             store=self._store,
+            resolver=self._resolver,
             own=self._own,
         )
 
@@ -287,10 +295,13 @@ class Server:
             if self._owns_log:
                 self.log = Log(self.config.log)
 
-    async def _open_store(self) -> None:
+    async def _open_surroundings(self) -> None:
         self._store = open_store(self.config.state.url)
         self._journal = self._make_journal(self.config)
         await self._store.start()
+        if self._own_resolver is None:
+            self._resolver = make_resolver(self.config.dns, self.metrics, self.log)
+        await self._resolver.start()
 
     def _make_journal(self, config: Config) -> Journal:
         options = config.delivery

@@ -67,6 +67,11 @@ class Service:
     """Replies to EHLO made so far: there are sixteen at most."""
 
     @property
+    def authserv_id(self) -> str:
+        """Who we are in Authentication-Results (RFC 8601 §2.5)."""
+        return self.config.authserv_id or self.config.hostname
+
+    @property
     def offers_utf8(self) -> bool:
         """SMTPUTF8, while every agent can carry it: what stands behind one may change."""
         return self.switches.smtputf8 and all(agent.carries_utf8 for agent in self.reachable)

@@ -192,6 +192,8 @@ class Config(Options):
     """Our own name in the greeting, EHLO and Received; it should resolve to this machine."""
     postmaster: str = ""
     """Where mail to <Postmaster> and postmaster@ every domain of ours goes; it must be a recipient here."""
+    authserv_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]*$")] = ""
+    """Our name in Authentication-Results (RFC 8601); fields of others that carry it are removed. Empty: `hostname`."""
     max_message_size: Bytes = 26214400
     """Biggest message, bytes, announced with SIZE (Postfix 10 240 000, Exim 50 MiB); 0 for no limit."""
     max_recipients: Annotated[int, Field(ge=1)] = 100

@@ -61,6 +61,8 @@ class Policy:
         self._at_close = [check for check in ordered if check.watches_close]
         self.watches_end = bool(self._at_end)
         """Whether `end` has anything to do."""
+        self.gives_evidence = any(hasattr(fact, "results") for check in ordered for fact in check.filter.gives)
+        """Whether a filter's findings belong into Authentication-Results (`findings.Evidence`)."""
         self.watches_close = bool(self._at_close) or any(hook.is_deferred for hook in everything)
         """Whether `close` can have anything to do."""
 
