@@ -14,18 +14,17 @@ from typing import Any, Self
 
 from smtpd import replies
 from smtpd.config import Config, LogOptions
-from smtpd.delivery import DeliveryAgent
+from smtpd.delivery import DeliveryAgent, Outcome
 from smtpd.log import Log
 from smtpd.memory import Talk
 from smtpd.model import Message, TlsInfo, Transaction
 from smtpd.options import AgentOptions
 from smtpd.policy import Filter
-from smtpd.replies import Reply
 from smtpd.server import Server
 from smtpd.service import Service
 
 Table = Mapping[str, Any]
-Answer = Callable[[Transaction, Message], Awaitable[Reply]]
+Answer = Callable[[Transaction, Message], Awaitable[Outcome]]
 
 GREETING = b"220 mx.test ESMTP\r\n"
 ENVELOPE = b"EHLO client.test\r\nMAIL FROM:<joe@client.test>\r\nRCPT TO:<ann@example.test>\r\n"
@@ -140,8 +139,8 @@ class Stage:
         kept = self.kept
 
         class Keeper(DeliveryAgent):
-            async def deliver(self, mail: Transaction, message: Message) -> Reply:
-                reply = replies.ACCEPTED if answer is None else await answer(mail, message)
+            async def deliver(self, mail: Transaction, message: Message) -> Outcome:
+                reply: Outcome = replies.ACCEPTED if answer is None else await answer(mail, message)
                 recipients = tuple(recipient.address.text for recipient in mail.recipients)
                 spilled = bool(getattr(message.content, "spilled", False))
                 received = b"".join(message.content.chunks())
