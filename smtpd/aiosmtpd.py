@@ -26,7 +26,7 @@ from aiosmtpd.controller import BaseController, BaseThreadedController, BaseUnth
 
 from smtpd import plugins
 from smtpd.config import Config
-from smtpd.controller_options import HANDLER, check_hooks, translate
+from smtpd.controller_options import HANDLER, translate
 from smtpd.generation import AgentMaker, FilterMaker
 from smtpd.log import Log
 from smtpd.server import Server
@@ -53,19 +53,22 @@ class _Bridge(BaseController):
         super().__init__(handler, *place, **options)
         if "enable_SMTPUTF8" not in {**options, **options.get("server_kwargs", {})}:
             del self.SMTP_kwargs["enable_SMTPUTF8"]  # nobody said so: it is aiosmtpd's own default
-        if handler is not None:
-            check_hooks(handler)
-        told = translate(
-            self.SMTP_kwargs, config=config, listener=listener, handler=handler, ssl_context=self.ssl_context
-        )
-        self._listener = told.listener
-        self.mail_server = Server(
-            told.config,
-            agents={**_agents(handler), **(agents or {})},
-            filters=filters,
-            log=log,
-            contexts=None if told.context is None else _OneContext(told.context),
-        )
+        try:
+            told = translate(
+                self.SMTP_kwargs, config=config, listener=listener, handler=handler, ssl_context=self.ssl_context
+            )
+            self._listener = told.listener
+            self.mail_server = Server(
+                told.config,
+                agents={**_agents(handler), **(agents or {})},
+                filters=filters,
+                log=log,
+                contexts=None if told.context is None else _OneContext(told.context),
+            )
+        except BaseException:
+            if self.loop not in (*place, options.get("loop")):
+                self.loop.close()  # aiosmtpd has made it, and nobody else knows it
+            raise
 
     def factory(self) -> Connection:
         """What aiosmtpd asks for at each connection."""

@@ -60,11 +60,13 @@ def translate(
     TypeError: something means nothing here. pydantic's ValidationError: a value cannot be.
     """
     _refuse_what_has_no_twin(options)
+    if handler is not None:
+        check_hooks(handler)
     config = config or _default_config()
     context = _context(options, ssl_context)
     chosen, rules = _choose(config, listener)
     tables: dict[str, object] = {**dict(config), **_domains(config, handler)}
-    if "hostname" in options:
+    if options.get("hostname"):
         tables["hostname"] = options["hostname"]
     if "timeout" in options:
         tables["timeouts"] = {**dict(config.timeouts), "command": float(options["timeout"])}

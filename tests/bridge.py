@@ -1,10 +1,12 @@
-"""Controllers of aiosmtpd with our conversation, made from the tables of dialogs and shared by a whole test run."""
+"""Controllers of aiosmtpd with our conversation: for dialogs, shared by a whole test run, and one at a time."""
 
-import asyncio
 import json
+import smtplib
 import ssl
 import tempfile
-from contextlib import ExitStack
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +20,10 @@ from smtpd.aiosmtpd import Controller
 from smtpd.config import from_tables
 from smtpd.log import Log
 from tests.conftest import Certificates, default_tables, merge, write_users
+
+HERE = "127.0.0.1"
+PATIENCE = 30.0  # seconds
+MAIL = "From: <bob@sender.test>\r\nSubject: Hello\r\n\r\nHello.\r\n"
 
 
 class Bridges:
@@ -68,6 +74,36 @@ class Bridges:
 
 def port_of(controller: BaseController) -> int:
     """Where it listens, also when it was told port 0."""
-    assert isinstance(controller.server, asyncio.Server)
-    port: int = controller.server.sockets[0].getsockname()[1]
+    server: Any = controller.server  # uvloop's derives from nothing that has `sockets`
+    port: int = server.sockets[0].getsockname()[1]
     return port
+
+
+class Keeper:
+    """A handler that keeps what it is given, and where that happened."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[Any, Any]] = []
+        self.threads: list[threading.Thread] = []
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802 - aiosmtpd's name
+        self.kept.append((session, envelope))
+        self.threads.append(threading.current_thread())
+        return "250 2.0.0 Kept"
+
+
+@contextmanager
+def running(controller: Any) -> Iterator[int]:
+    """Start a controller and stop it; its port."""
+    controller.start()
+    try:
+        yield port_of(controller)
+    finally:
+        controller.stop()
+    assert controller.loop.is_closed()
+    assert not [thread for thread in threading.enumerate() if thread.name.endswith("(_run)")]
+
+
+def send(port: int, recipient: str = "ann@example.test") -> None:
+    with smtplib.SMTP(HERE, port, timeout=PATIENCE) as client:
+        client.sendmail("bob@sender.test", [recipient], MAIL)
