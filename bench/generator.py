@@ -29,11 +29,13 @@ class Load:
     octets: int = 4096
     pipelined: bool = False
     starttls: bool = False
+    at_recipient: bool = False
+    """Latency runs from RCPT to its reply, instead of from DATA to the last one."""
 
     def arguments(self, seconds: float) -> list[str]:
         """The command line, without domain and port."""
         numbers = {"-c": self.sessions, "-n": self.messages, "-s": self.octets, "-t": seconds}
-        switches = ["-p"] * self.pipelined + ["-T"] * self.starttls
+        switches = ["-p"] * self.pipelined + ["-T"] * self.starttls + ["-r"] * self.at_recipient
         return [str(part) for pair in numbers.items() for part in pair] + switches
 
 
@@ -43,13 +45,15 @@ class Run:
 
     accepted: int
     """Messages; connections when no messages were to be sent."""
+    begun: float
+    """On the clock of time.monotonic()."""
     seconds: float
     octets: int
     cpu_seconds: float
-    """The generator's own."""
+    """The generator's own, and of the store behind the server, which shares its core."""
     p50_ms: float
     p99_ms: float
-    """From the DATA line to the reply behind the content."""
+    """From the DATA line to the reply behind the content, or as the load wants it."""
     server_cpu_seconds: float = 0.0
 
     @property
@@ -107,6 +111,7 @@ def run(load: Load, port: int, domain: str, seconds: float, server: int) -> Run:
         raise NotMeasured(trouble)
     return Run(
         accepted=seen["accepted"],
+        begun=seen["begun"],
         seconds=seen["seconds"],
         octets=seen["octets"],
         cpu_seconds=seen["cpu_seconds"],

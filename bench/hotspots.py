@@ -5,12 +5,14 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import generator
 import machine
+import store as stores
 from generator import NotMeasured
-from servers import ours
+from servers import STORE_DOMAIN, ours
 from works import WORKS, Work
 
 RATE = 400  # samples per second
@@ -18,19 +20,25 @@ TOP = 25
 _HEAD_START = 0.5  # seconds of work before py-spy looks
 
 
-def show(directory: Path, names: tuple[str, ...], seconds: float, *, native: bool) -> int:
+def show(
+    directory: Path, names: tuple[str, ...], seconds: float, *, family: stores.Family = "inet", native: bool = False
+) -> int:
     """Print the functions that most time is spent in, for each kind of work; stacks go to out/NAME.stacks."""
     program = shutil.which("py-spy", path=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin")
     if program is None:
         raise NotMeasured("py-spy is not installed")
-    with ours(directory) as server:
-        for work in WORKS:
-            if work.name in names:
-                stacks = generator.OUT / f"{work.name}.stacks"
-                command = [program, "record", "--pid", str(server.process), "--format", "raw", "--rate", str(RATE)]
-                command += ["--duration", str(max(1, round(seconds))), "--output", str(stacks), "--nonblocking"]
-                per_message = _record(command + ["--native"] * native, work, seconds, server.port, server.process)
-                print(*_lines(work, stacks, per_message), "", sep="\n", flush=True)
+    works = [work for work in WORKS if work.name in names]
+    with ExitStack() as stack:
+        place = ""
+        if any(work.domain == STORE_DOMAIN for work in works):
+            place = stack.enter_context(stores.lmtp_store(directory, family)).place
+        server = stack.enter_context(ours(directory, store=place))
+        for work in works:
+            stacks = generator.OUT / f"{work.name}.stacks"
+            command = [program, "record", "--pid", str(server.process), "--format", "raw", "--rate", str(RATE)]
+            command += ["--duration", str(max(1, round(seconds))), "--output", str(stacks), "--nonblocking"]
+            per_message = _record(command + ["--native"] * native, work, seconds, server.port, server.process)
+            print(*_lines(work, stacks, per_message), "", sep="\n", flush=True)
     return 0
 
 

@@ -5,7 +5,7 @@
  *
  * No message is begun after -t seconds; what is under way is finished, so `seconds` lasts to the last
  * reply. Latency runs from the write of the DATA line (or of the group that ends with it) to the reply
- * behind the content. The result is one JSON object. With -i the sessions stop behind EHLO, "open" is
+ * behind the content; with -r from RCPT to its reply. The result is one JSON object. With -i the sessions stop behind EHLO, "open" is
  * printed, and they stay until standard input is closed. */
 
 #define _GNU_SOURCE
@@ -51,7 +51,7 @@ struct session {
 };
 
 static struct {
-  int port, sessions, messages, pipelined, starttls, hold;
+  int port, sessions, messages, pipelined, starttls, hold, at_recipient;
   size_t size;
   double seconds;
   const char *domain;
@@ -249,10 +249,14 @@ static void hold(struct session *session) {
   }
 }
 
+static void take_sample(struct session *session) {
+  if (result.samples < MAX_SAMPLES) samples[result.samples++] = now() - session->asked;
+}
+
 static void accepted(struct session *session) {
   result.last = now();
   result.accepted++;
-  if (result.samples < MAX_SAMPLES) samples[result.samples++] = result.last - session->asked;
+  if (!options.at_recipient) take_sample(session);
   next_message(session);
 }
 
@@ -281,12 +285,14 @@ static void answer(struct session *session, const char *line) {
       break;
     case MAIL:
       session->step = RCPT;
+      if (options.at_recipient) session->asked = now();
       if (!options.pipelined) say(session, RCPT, "RCPT TO:<user%ld@%s>\r\n", serial++ % MAILBOXES, options.domain);
       break;
     case RCPT:
       session->step = DATA;
       if (options.pipelined) break;
-      session->asked = now();
+      if (options.at_recipient) take_sample(session);
+      else session->asked = now();
       say(session, DATA, "DATA\r\n");
       break;
     case DATA: send_content(session); break;
@@ -372,28 +378,29 @@ static void report(void) {
   qsort(samples, result.samples, sizeof *samples, by_size);
   for (char *c = result.problem; *c; c++)
     if (*c < ' ' || *c == '"' || *c == '\\') *c = ' ';
-  printf("{\"accepted\": %ld, \"sessions\": %ld, \"seconds\": %.4f, \"cpu_seconds\": %.4f, \"octets\": %zu,"
+  printf("{\"accepted\": %ld, \"sessions\": %ld, \"begun\": %.4f, \"seconds\": %.4f, \"cpu_seconds\": %.4f, \"octets\": %zu,"
          " \"p50_ms\": %.3f, \"p99_ms\": %.3f, \"refused\": %ld, \"failed\": %ld, \"problem\": \"%s\"}\n",
-         result.accepted, result.sessions, result.last > 0 ? result.last - result.begun : 0, processor, options.size,
+         result.accepted, result.sessions, result.begun, result.last > 0 ? result.last - result.begun : 0, processor, options.size,
          quantile(0.5), quantile(0.99), result.refused, result.failed, result.problem);
 }
 
 static void read_options(int count, char **values) {
   int option;
-  while ((option = getopt(count, values, "c:n:s:t:d:pTi")) != -1) switch (option) {
+  while ((option = getopt(count, values, "c:n:s:t:d:prTi")) != -1) switch (option) {
       case 'c': options.sessions = atoi(optarg); break;
       case 'n': options.messages = atoi(optarg); break;
       case 's': options.size = strtoul(optarg, NULL, 10); break;
       case 't': options.seconds = atof(optarg); break;
       case 'd': options.domain = optarg; break;
       case 'p': options.pipelined = 1; break;
+      case 'r': options.at_recipient = 1; break;
       case 'T': options.starttls = 1; break;
       case 'i': options.hold = 1; break;
       default: exit(2);
     }
   options.port = optind < count ? atoi(values[optind]) : 0;
   if (!options.port || options.sessions < 1 || strlen(options.domain) > 100 || options.size > 1 << 30) {
-    fputs("usage: load [-c sessions] [-n messages] [-s octets] [-t seconds] [-d domain] [-pTi] port\n", stderr);
+    fputs("usage: load [-c sessions] [-n messages] [-s octets] [-t seconds] [-d domain] [-prTi] port\n", stderr);
     exit(2);
   }
 }

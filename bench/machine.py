@@ -99,8 +99,22 @@ def processor_seconds(process: int) -> float:
 
 def memory_kib(process: int) -> int:
     """Resident memory of a process, KiB. Its share of what it has in common with others would move with them."""
+    return _status(process, "VmRSS")
+
+
+def peak_memory_kib(process: int) -> int:
+    """The most that it had since it started, or since `forget_peak`, KiB."""
+    return _status(process, "VmHWM")
+
+
+def forget_peak(process: int) -> None:
+    """From now on the peak is that of what comes; what start-up needed would hide growth."""
+    Path(f"/proc/{process}/clear_refs").write_text("5")  # see proc_pid_clear_refs(5)
+
+
+def _status(process: int, field: str) -> int:
     for line in Path(f"/proc/{process}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
+        if line.startswith(f"{field}:"):
             return int(line.split()[1])
     raise ProcessLookupError(process)
 

@@ -1,4 +1,4 @@
-"""A Postfix of our own beside the system's: smtpd(8), its queue, and delivery into Maildirs."""
+"""A Postfix of our own beside the system's: smtpd(8), its queue, and delivery into Maildirs or to a store by LMTP."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import machine
 from generator import NotMeasured
-from servers import MAILDIR_DOMAIN, Server, own_directory
+from servers import MAILDIR_DOMAIN, STORE_DOMAIN, Server, own_directory
 
 DAEMONS = Path("/usr/lib/postfix/sbin")
 MAILBOXES = 20
@@ -37,7 +37,7 @@ alias_maps =
 alias_database =
 local_transport = error:no local mail
 default_transport = error:no mail for others
-virtual_transport = virtual
+virtual_transport = {transport}
 virtual_mailbox_domains = {domain}
 virtual_mailbox_base = {top}/mail
 virtual_mailbox_maps = texthash:{top}/conf/mailboxes
@@ -66,6 +66,7 @@ verify unix - - n - 1 verify
 flush unix n - n 1000? 0 flush
 proxymap unix - - n - - proxymap
 smtp unix - - n - - smtp
+lmtp unix - - n - - lmtp
 error unix - - n - - error
 retry unix - - n - - error
 virtual unix - n n - - virtual
@@ -76,13 +77,16 @@ postlog unix-dgram n - n - 1 postlogd
 
 
 @contextlib.contextmanager
-def postfix(directory: Path) -> Iterator[Server]:
-    """Postfix with its defaults; what it accepts is synced into its queue, and delivered from there."""
+def postfix(directory: Path, transport: str = "virtual") -> Iterator[Server]:
+    """Postfix with its defaults; what it accepts is synced into its queue, and delivered from there.
+
+    The transport is virtual(8) for MAILDIR_DOMAIN, or else where lmtp(8) hands mail for STORE_DOMAIN to.
+    """
     if os.getuid() != 0 or not (DAEMONS / "master").exists():
         raise NotMeasured("Postfix is not installed" if os.getuid() == 0 else "Postfix needs root")
     top = own_directory(directory, "postfix")
     port = machine.free_port()
-    configure(top, port, directory)
+    configure(top, port, directory, transport)
     command = [str(DAEMONS / "master"), "-c", str(top / "conf"), "-s"]
     process = machine.start(command, machine.cores()[0], cwd=top, stdin=subprocess.DEVNULL)
     try:
@@ -94,18 +98,19 @@ def postfix(directory: Path) -> Iterator[Server]:
         machine.stop(process)
 
 
-def configure(top: Path, port: int, certificate: Path) -> None:
+def configure(top: Path, port: int, certificate: Path, transport: str) -> None:
     """Write main.cf, master.cf and the map of mailboxes, and let Postfix make its directories."""
     nobody = 65534
+    domain = MAILDIR_DOMAIN if transport == "virtual" else STORE_DOMAIN
     for name in ("conf", "spool", "data", "mail"):
         (top / name).mkdir(parents=True)
     shutil.chown(top / "data", "postfix")
     os.chown(top / "mail", nobody, nobody)
     for name in ("mx.crt", "mx.key"):
         shutil.copy(certificate / name, top / "conf" / name)
-    lines = [f"user{number}@{MAILDIR_DOMAIN} user{number}/\n" for number in range(MAILBOXES)]
+    lines = [f"user{number}@{domain} user{number}/\n" for number in range(MAILBOXES)]
     (top / "conf" / "mailboxes").write_text("".join(lines))
-    main = _MAIN.format(top=top, daemons=DAEMONS, domain=MAILDIR_DOMAIN, user=nobody)
+    main = _MAIN.format(top=top, daemons=DAEMONS, domain=domain, user=nobody, transport=transport)
     (top / "conf" / "main.cf").write_text(main)
     (top / "conf" / "master.cf").write_text(_MASTER.format(port=port))
     command = ["postfix", "-c", str(top / "conf"), "check"]

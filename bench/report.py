@@ -3,8 +3,19 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 
+from callout import AGENTS, SESSIONS, Callouts
 from generator import Run
-from works import IDLE_LIMITS, IDLE_SESSIONS, OURS, REQUIREMENTS, WORKS, Requirement
+from works import (
+    EMPTIED,
+    IDLE_LIMITS,
+    IDLE_SESSIONS,
+    MEMORY_LIMIT,
+    MEMORY_LOAD,
+    OURS,
+    REQUIREMENTS,
+    WORKS,
+    Requirement,
+)
 
 Cells = Mapping[tuple[str, str], Sequence[Run]]
 
@@ -32,21 +43,35 @@ def figures(cells: Cells) -> Iterator[str]:
 def _figures(name: str, server: str, runs: Sequence[Run]) -> tuple[str, ...]:
     rates = sorted(run.rate for run in runs)
     has_messages = next(work.load.messages for work in WORKS if work.name == name) > 0
+    has_latency = has_messages and server != EMPTIED
     return (
         name,
         server,
         _number(median(rates)),
         f"{_number(rates[0])}-{_number(rates[-1])}",
         _number(_middle(runs, "megabytes")) if has_messages else "",
-        f"{_middle(runs, 'p50_ms'):.2f}" if has_messages else "",
-        f"{_middle(runs, 'p99_ms'):.2f}" if has_messages else "",
+        f"{_middle(runs, 'p50_ms'):.2f}" if has_latency else "",
+        f"{_middle(runs, 'p99_ms'):.2f}" if has_latency else "",
         _number(_middle(runs, "cpu_per_message")),
         f"{_middle(runs, 'server_share'):.0%}",
         f"{_middle(runs, 'generator_share'):.0%}",
     )
 
 
-def verdicts(cells: Cells, idle: Mapping[str, float]) -> Iterator[tuple[str, ...]]:
+def callouts(found: Callouts) -> Iterator[str]:
+    """How long the reply to RCPT takes without and with a question to the store, milliseconds, and the difference."""
+    rows: list[tuple[str, ...]] = [("RCPT to its 250", "", "p50 ms", "p99 ms")]
+    for sessions in SESSIONS:
+        if any((sessions, agent) not in found for agent in AGENTS):
+            continue
+        title = "one session" if sessions == 1 else f"{sessions} at once"
+        times = [[_middle(found[sessions, agent], figure) for figure in ("p50_ms", "p99_ms")] for agent in AGENTS]
+        rows += [(title, agent, *(f"{time:.3f}" for time in each)) for agent, each in zip(AGENTS, times, strict=True)]
+        rows.append((title, "added", *(f"{asked - alone:+.3f}" for alone, asked in zip(*times, strict=True))))
+    yield from _table(rows, left=2)
+
+
+def verdicts(cells: Cells) -> Iterator[tuple[str, ...]]:
     """One line per requirement that was measured: what, beside whom, value, floor, goal, verdict, by CPU."""
     for wanted in REQUIREMENTS:
         ours, theirs = cells.get((wanted.work, OURS)), cells.get((wanted.work, wanted.peer))
@@ -57,17 +82,26 @@ def verdicts(cells: Cells, idle: Mapping[str, float]) -> Iterator[tuple[str, ...
                 by_cpu = f"{_middle(theirs, 'cpu_per_message') / _middle(ours, 'cpu_per_message'):.2f}x"
             floor = "" if wanted.floor is None else f"{wanted.floor:g}x"
             title = {"rate": "messages/s", "p99": "p99 to 250", "cpu": "CPU"}[wanted.measure]
-            row = (f"{wanted.work} {title}", wanted.peer, f"{value:.2f}x", floor, f"{wanted.goal:g}x")
+            goal = "" if wanted.goal is None else f"{wanted.goal:g}x"
+            row = (f"{wanted.work} {title}", wanted.peer, f"{value:.2f}x", floor, goal)
             yield (*row, wanted.verdict(value), by_cpu)
+
+
+def memory(idle: Mapping[str, float], big: Mapping[str, float]) -> Iterator[tuple[str, ...]]:
+    """The same of memory: of silent connections, and of sessions that hand big messages over."""
     for name, kib in idle.items():
         floor, goal = IDLE_LIMITS[name]
         verdict = "goal" if kib <= goal else "floor" if kib <= floor else "below floor"
         title = f"KiB per idle connection, {name}, {IDLE_SESSIONS} open"
         yield (title, "", f"{kib:.1f}", f"{floor:g}", f"{goal:g}", verdict, "")
+    for name, kib in big.items():
+        verdict = "floor" if kib <= MEMORY_LIMIT else "below floor"
+        title = f"KiB per session of {MEMORY_LOAD.octets >> 20} MiB, {name}, {MEMORY_LOAD.sessions} at once"
+        yield (title, "", f"{kib:.1f}", f"{MEMORY_LIMIT:g}", "", verdict, "")
 
 
 def ratios(rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
-    """The table of `verdicts`."""
+    """The table of `verdicts` and `memory`."""
     head = ("work", "beside", "value", "floor", "goal", "reached", "by CPU")
     yield from _table([head, *rows], left=2)
 

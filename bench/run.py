@@ -5,68 +5,74 @@ import json
 import shutil
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
+import callout
 import generator
 import hotspots
 import machine
+import memory
 import report
-from generator import Load, NotMeasured, Run
+import store as stores
+from callout import Callouts
+from generator import NotMeasured, Run
 from postfix import postfix, wait_for_deliveries
-from servers import DOMAIN, Server, aiosmtpd, make_certificate, ours, smtp_sink
+from servers import STORE_DOMAIN, Server, aiosmtpd, make_certificate, ours, smtp_sink
+from store import Store
 from works import (
     AIOSMTPD,
+    EMPTIED,
     IDLE,
     IDLE_FIGURES,
-    IDLE_SESSIONS,
+    MEMORY,
+    MEMORY_FIGURES,
     NAMES,
     OURS,
     POSTFIX,
+    POSTFIX_LMTP,
+    RCPT,
     SMTP_SINK,
     WORKS,
     Work,
 )
 
-STARTERS: dict[str, Callable[[Path], AbstractContextManager[Server]]] = {
-    OURS: ours,
-    AIOSMTPD: aiosmtpd,
-    SMTP_SINK: smtp_sink,
-    POSTFIX: postfix,
-}
-PEERS = (AIOSMTPD, SMTP_SINK, POSTFIX)
-WARM_UP = 0.3  # seconds of W2 before anything counts
+PEERS = (AIOSMTPD, SMTP_SINK, POSTFIX, POSTFIX_LMTP)
+WARM_UP = 0.3  # seconds of W2, D2 or L2 before anything counts
+WARMING = ("W2", "D2", "L2")
 NEEDED_SPACE = 4 << 30  # octets; Maildirs are kept to the end, because freed inodes slow the next ones down
 
 
 class Bench:
     """The servers that run, and what was measured so far."""
 
-    def __init__(self, directory: Path, seconds: float, peers: tuple[str, ...]) -> None:
+    def __init__(self, directory: Path, seconds: float, peers: tuple[str, ...], family: stores.Family) -> None:
         self.directory = directory
         self.seconds = seconds
         self.peers = peers
+        self.family = family
+        self.store: Store | None = None
         self.servers: dict[str, Server] = {}
         self.cells: dict[tuple[str, str], list[Run]] = {}
+        self.callouts: Callouts = {}
         self.idle: dict[str, float] = {}
+        self.memory: dict[str, float] = {}
         self.problems: list[str] = []
 
-    def start(self, works: list[Work], stack: ExitStack) -> None:
-        """Start and warm up the servers that these kinds of work need."""
-        for name in (OURS, *self.peers):
-            if name != OURS and not any(name in work.peers for work in works):
-                continue
-            try:
-                server = stack.enter_context(STARTERS[name](self.directory))
-                work = next(work for work in WORKS if name in (OURS, *work.peers) and work.name in ("W2", "D2"))
-                generator.run(work.load, server.port, work.domain, WARM_UP, server.process)
-            except (NotMeasured, TimeoutError, OSError) as error:
-                self.problems.append(f"{name}: {error}")
-            else:
-                self.servers[name] = server
+    def start(self, works: list[Work], stack: ExitStack, *, has_store: bool) -> None:
+        """Start and warm up the servers that these kinds of work need, and the store behind them."""
+        if has_store:
+            with self._noting("the store"):
+                self.store = stack.enter_context(stores.lmtp_store(self.directory, self.family))
+        for name, starter in self._starters().items():
+            if name == OURS or any(name in work.peers for work in works):
+                with self._noting(name):
+                    server = stack.enter_context(starter(self.directory))
+                    self._warm_up(name, server)
+                    self.servers[name] = server
 
     def round(self, works: list[Work], number: int) -> None:
         """Each kind of work once on each server, in an order that changes from round to round."""
@@ -74,33 +80,68 @@ class Bench:
             names = [name for name in (OURS, *work.peers) if name in self.servers]
             shift = number % len(names)
             for name in names[shift:] + names[:shift]:
-                self._measure(work, name)
+                with self._noting(f"{work.name} {name}"):
+                    self._measure(work, name)
+
+    def measure_callouts(self, number: int) -> None:
+        """One round of the time that RCPT takes."""
+        with self._noting(RCPT):
+            callout.measure(self.servers[OURS], self._store(), self.seconds, number, self.callouts)
+
+    def measure_memory(self, names: tuple[str, ...]) -> None:
+        """What needs servers of its own."""
+        for name, starttls in IDLE_FIGURES.items() if IDLE in names else ():
+            with self._noting(f"{IDLE} {name}"):
+                self.idle[name] = memory.idle(self.directory, name, starttls=starttls)
+        for name, pause in MEMORY_FIGURES.items() if MEMORY in names else ():
+            with self._noting(f"{MEMORY} {name}"):
+                self.memory[name] = memory.big(self.directory, self.family, pause, self.seconds)
+
+    def _starters(self) -> Mapping[str, Callable[[Path], AbstractContextManager[Server]]]:
+        starters: dict[str, Callable[[Path], AbstractContextManager[Server]]] = {
+            OURS: partial(ours, store=self.store.place if self.store else ""),
+            AIOSMTPD: aiosmtpd,
+            SMTP_SINK: smtp_sink,
+            POSTFIX: postfix,
+        }
+        if self.store:
+            starters[POSTFIX_LMTP] = partial(postfix, transport=self.store.transport)
+        return {name: starter for name, starter in starters.items() if name in (OURS, *self.peers)}
+
+    def _warm_up(self, name: str, server: Server) -> None:
+        for work in WORKS:
+            if work.name in WARMING and name in (OURS, *work.peers) and (self.store or work.domain != STORE_DOMAIN):
+                generator.run(work.load, server.port, work.domain, WARM_UP, server.process)
+        if name in (POSTFIX, POSTFIX_LMTP):
+            wait_for_deliveries(self.directory)
 
     def _measure(self, work: Work, name: str) -> None:
         server = self.servers[name]
-        try:
-            run = generator.run(work.load, server.port, work.domain, self.seconds, server.process)
+        runs: dict[str, Run] = {}
+        if work.domain != STORE_DOMAIN:
+            runs[name] = generator.run(work.load, server.port, work.domain, self.seconds, server.process)
             if name == POSTFIX and work.load.messages:
                 wait_for_deliveries(self.directory)
-        except (NotMeasured, TimeoutError) as error:
-            self.problems.append(f"{work.name} {name}: {error}")
+        elif name == POSTFIX_LMTP:
+            queued = stores.run_queued(self._store(), work.load, server, self.seconds, self.directory)
+            runs[name], runs[EMPTIED] = queued
         else:
-            self.cells.setdefault((work.name, name), []).append(run)
+            runs[name] = stores.run_through(self._store(), work.load, server, self.seconds)
+        for column, run in runs.items():
+            self.cells.setdefault((work.name, column), []).append(run)
 
-    def measure_idle(self) -> None:
-        """KiB that a silent connection costs, in a server of its own: a heap that was used hides growth."""
-        for name, starttls in IDLE_FIGURES.items():
-            try:
-                with ours(self.directory, f"idle-{name}") as server:
-                    warm_up = Load(sessions=1, messages=1 - starttls, starttls=starttls)
-                    generator.run(warm_up, server.port, DOMAIN, WARM_UP, server.process)
-                    before = machine.memory_kib(server.process)
-                    with generator.held(IDLE_SESSIONS, server.port, starttls=starttls):
-                        time.sleep(1)  # what the handshakes needed is given back
-                        grown = machine.memory_kib(server.process) - before
-                self.idle[name] = grown / IDLE_SESSIONS
-            except (NotMeasured, TimeoutError, OSError) as error:
-                self.problems.append(f"idle {name}: {error}")
+    def _store(self) -> Store:
+        if self.store is None:
+            raise NotMeasured("there is no store")
+        return self.store
+
+    @contextmanager
+    def _noting(self, what: str) -> Iterator[None]:
+        """One figure that cannot be had does not keep the others from being measured."""
+        try:
+            yield
+        except (NotMeasured, TimeoutError, OSError) as error:
+            self.problems.append(f"{what}: {error}")
 
 
 def main() -> int:
@@ -110,7 +151,9 @@ def main() -> int:
         generator.build()
         with work_directory(options.directory) as directory:
             if options.profile:
-                return hotspots.show(directory, options.profile, options.seconds, native=options.native)
+                return hotspots.show(
+                    directory, options.profile, options.seconds, family=options.store, native=options.native
+                )
             bench = measure(directory, options)
     except NotMeasured as error:
         print(f"not measured: {error}", file=sys.stderr)
@@ -131,6 +174,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=3.0, help="length of one run (3)")
     parser.add_argument("--quick", action="store_true", help="runs of 0.7 seconds; less exact")
     parser.add_argument("--check", action="store_true", help="exit with 1 when a floor is not reached")
+    parser.add_argument("--store", choices=("inet", "unix"), default="inet", help="how LMTP reaches the store (inet)")
     parser.add_argument("--directory", default="/var/tmp", help="for Maildirs and queues, on a real disk")
     profiled = tuple(work.name for work in WORKS)
     parser.add_argument("--profile", type=names_of(profiled), help="instead: where the time goes in our server")
@@ -171,17 +215,20 @@ def work_directory(parent: str) -> Iterator[Path]:
 
 def measure(directory: Path, options: argparse.Namespace) -> Bench:
     """Everything that was asked for."""
-    bench = Bench(directory, options.seconds, options.peers)
+    bench = Bench(directory, options.seconds, options.peers, options.store)
     works = [work for work in WORKS if work.name in options.only]
-    if IDLE in options.only:
-        say("idle connections")
-        bench.measure_idle()
+    if {IDLE, MEMORY} & {*options.only}:
+        say("memory")
+        bench.measure_memory(options.only)
     with ExitStack() as stack:
-        if works:
-            bench.start(works, stack)
+        if works or RCPT in options.only:
+            has_store = RCPT in options.only or any(work.domain == STORE_DOMAIN for work in works)
+            bench.start(works, stack, has_store=has_store)
         for number in range(options.rounds if OURS in bench.servers else 0):
             say(f"round {number + 1} of {options.rounds}")
             bench.round(works, number)
+            if RCPT in options.only:
+                bench.measure_callouts(number)
     return bench
 
 
@@ -192,7 +239,9 @@ def show(bench: Bench) -> list[tuple[str, ...]]:
             print(f"{work.name:4} {work.title}")
     if bench.cells:
         print("", *report.figures(bench.cells), "", sep="\n")
-    rows = list(report.verdicts(bench.cells, bench.idle))
+    if bench.callouts:
+        print(*report.callouts(bench.callouts), "", sep="\n")
+    rows = [*report.verdicts(bench.cells), *report.memory(bench.idle, bench.memory)]
     print(*report.ratios(rows), sep="\n")
     for problem in bench.problems:
         print(f"not measured: {problem}")
@@ -204,7 +253,12 @@ def save(bench: Bench) -> None:
     runs = [
         {"work": work, "server": server, **asdict(run)} for (work, server), cell in bench.cells.items() for run in cell
     ]
-    result = {"runs": runs, "idle_kib": bench.idle, "not_measured": bench.problems}
+    runs += [
+        {"work": RCPT, "sessions": sessions, "agent": agent, **asdict(run)}
+        for (sessions, agent), cell in bench.callouts.items()
+        for run in cell
+    ]
+    result = {"runs": runs, "idle_kib": bench.idle, "memory_kib": bench.memory, "not_measured": bench.problems}
     (generator.OUT / "result.json").write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -19,6 +19,10 @@ DOMAIN = "bench.test"
 """Messages to it are thrown away."""
 MAILDIR_DOMAIN = "store.test"
 """Messages to it go into Maildirs, and are on the disk before they are acknowledged."""
+STORE_DOMAIN = "lmtp.test"
+"""Messages to it are handed to a store by LMTP, and acknowledged when it has acknowledged them."""
+
+SINK_PATHS = "/usr/sbin:/usr/local/sbin:/usr/bin:/opt/homebrew/sbin"
 
 _CONFIG = """\
 [smtpd]
@@ -37,6 +41,7 @@ key_file = "{directory}/mx.key"
 [smtpd.domains]
 "{discard}" = "discard"
 "{maildir}" = "maildir"
+{store_domain}
 [smtpd.agents.discard]
 type = "discard"
 allow_discard = true
@@ -48,6 +53,12 @@ recipients = "any"
 address = "127.0.0.1:0"
 [smtpd.log]
 to = "file:{log}"
+"""
+
+_STORE = """\
+[smtpd.agents.store]
+type = "lmtp"
+address = "{place}"
 """
 
 
@@ -72,11 +83,22 @@ def own_directory(directory: Path, server: str) -> Path:
 
 
 @contextlib.contextmanager
-def ours(directory: Path, name: str = "smtpd") -> Iterator[Server]:
-    """`python -m smtpd serve`: no filters, everything else on, one line per message into a file."""
+def ours(directory: Path, name: str = "smtpd", *, store: str = "") -> Iterator[Server]:
+    """`python -m smtpd serve`: no filters, everything else on, one line per message into a file.
+
+    `store` is where a store for STORE_DOMAIN listens, if there is one.
+    """
     log, config = directory / f"{name}.log", directory / f"{name}.toml"
     mail = own_directory(directory, name)
-    config.write_text(_CONFIG.format(directory=directory, mail=mail, log=log, discard=DOMAIN, maildir=MAILDIR_DOMAIN))
+    text = _CONFIG.format(
+        directory=directory,
+        mail=mail,
+        log=log,
+        discard=DOMAIN,
+        maildir=MAILDIR_DOMAIN,
+        store_domain=f'"{STORE_DOMAIN}" = "store"' if store else "",
+    )
+    config.write_text(text + _STORE.format(place=store) * bool(store))
     log.touch()
     command = [sys.executable, "-m", "smtpd", "serve", "--config", str(config)]
     # From a directory without our source tree, so that only an installed package is found.
@@ -120,7 +142,7 @@ def aiosmtpd(directory: Path) -> Iterator[Server]:
 @contextlib.contextmanager
 def smtp_sink(directory: Path) -> Iterator[Server]:
     """Postfix's test server in C, which throws everything away."""
-    program = shutil.which("smtp-sink", path="/usr/sbin:/usr/local/sbin:/usr/bin:/opt/homebrew/sbin")
+    program = shutil.which("smtp-sink", path=SINK_PATHS)
     if program is None:
         raise NotMeasured("smtp-sink (a part of Postfix) is not installed")
     port = machine.free_port()

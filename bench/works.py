@@ -4,11 +4,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from generator import Load
-from servers import DOMAIN, MAILDIR_DOMAIN
+from servers import DOMAIN, MAILDIR_DOMAIN, STORE_DOMAIN
 
 KIB, MIB = 1 << 10, 1 << 20
 
 OURS, AIOSMTPD, SMTP_SINK, POSTFIX = "smtpd", "aiosmtpd", "smtp-sink", "postfix"
+POSTFIX_LMTP = "postfix-lmtp"
+EMPTIED = f"{POSTFIX_LMTP}, all out"
+"""The same as POSTFIX_LMTP, measured until its queue is empty; it is no server of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +42,8 @@ WORKS = (
     Work(name="D1", title="as W1, durably into Maildirs", load=_SINGLE, peers=(POSTFIX,), domain=MAILDIR_DOMAIN),
     Work(name="D2", title="as W2, durably into Maildirs", load=_MANY, peers=(POSTFIX,), domain=MAILDIR_DOMAIN),
     Work(name="D3", title="as W3, durably into Maildirs", load=_BIGGER, peers=(POSTFIX,), domain=MAILDIR_DOMAIN),
+    Work(name="L1", title="as W1, handed to a store by LMTP", load=_SINGLE, peers=(POSTFIX_LMTP,), domain=STORE_DOMAIN),
+    Work(name="L2", title="as W2, handed to a store by LMTP", load=_MANY, peers=(POSTFIX_LMTP,), domain=STORE_DOMAIN),
     Work(
         name="TLS",
         title="connect, EHLO, STARTTLS, EHLO, QUIT, 20 at once",
@@ -52,7 +57,13 @@ IDLE_SESSIONS = 2000
 IDLE_FIGURES = {"plain": False, "TLS": True}
 """Names of the figures, and whether the sessions are encrypted."""
 
-NAMES = (*(work.name for work in WORKS), IDLE)
+RCPT = "RCPT"
+MEMORY = "MEM"
+MEMORY_LOAD = Load(sessions=8, messages=2, octets=10 * MIB)
+MEMORY_FIGURES = {"fast store": 0, "slow store": 1}
+"""Names of the figures, and seconds that the store waits before it reads."""
+
+NAMES = (*(work.name for work in WORKS), RCPT, MEMORY, IDLE)
 
 Measure = Literal["rate", "p99", "cpu"]
 
@@ -65,16 +76,18 @@ class Requirement:
     measure: Measure
     peer: str
     floor: float | None
-    goal: float
+    goal: float | None
 
     @property
     def more_is_better(self) -> bool:
         """Whether floor and goal are the least or the most that is wanted."""
         return self.measure == "rate"
 
-    def verdict(self, value: float) -> Literal["goal", "floor", "below floor", "below goal"]:
-        """What the value reaches; "below goal" where there is no floor."""
+    def verdict(self, value: float) -> Literal["goal", "floor", "below floor", "below goal", ""]:
+        """What the value reaches; "below goal" where there is no floor, "" where nothing is demanded."""
         reached = value.__ge__ if self.more_is_better else value.__le__
+        if self.goal is None:
+            return ""
         if reached(self.goal):
             return "goal"
         if self.floor is None:
@@ -82,7 +95,7 @@ class Requirement:
         return "floor" if reached(self.floor) else "below floor"
 
 
-def _rates(work: str, peer: str, floor: float | None, goal: float) -> Requirement:
+def _rates(work: str, peer: str, floor: float | None, goal: float | None) -> Requirement:
     return Requirement(work=work, measure="rate", peer=peer, floor=floor, goal=goal)
 
 
@@ -99,9 +112,15 @@ REQUIREMENTS = (
     _rates("D1", POSTFIX, 3, 5),
     _rates("D2", POSTFIX, 3, 4.5),
     _rates("D3", POSTFIX, 4, 7),
+    _rates("L1", POSTFIX_LMTP, 2, 4),
+    _rates("L1", EMPTIED, None, None),
+    _rates("L2", POSTFIX_LMTP, 2, 4),
+    _rates("L2", EMPTIED, None, None),
     Requirement(work="D2", measure="p99", peer=POSTFIX, floor=1 / 2, goal=1 / 5),
     Requirement(work="TLS", measure="cpu", peer=POSTFIX, floor=0.5, goal=0.35),
 )
 
 IDLE_LIMITS = {"plain": (8.0, 4.0), "TLS": (40.0, 28.0)}
 """KiB per idle connection: floor and goal."""
+MEMORY_LIMIT = 2048.0
+"""KiB per session that hands big messages over."""
