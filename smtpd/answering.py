@@ -110,6 +110,13 @@ class Answering:
         else:
             self._refuse(reply, traced=True, logged=True)
 
+    def _await_reading(self, unread: Unread | None) -> None:
+        """One message was answered; only the last one needs its content, or a burst could fill memory or disk."""
+        if unread is not None:
+            if self.unread:
+                self.unread[-1].shrink()
+            self.unread.append(unread)
+
     def _note_reading(self) -> None:
         """The client goes on: has it read what became of its messages?"""
         if self.channel.was_read(self.unread[-1].flushes):

@@ -314,8 +314,7 @@ class Conversation(Answering):
         outcome = await handover.run() if reply is None else Outcome(reply)
         self.account.message(mail, outcome, size=size, seconds=perf_counter() - self.clock)
         self._answer(in_flight, outcome)
-        if unread := handover.unread(outcome):
-            self.unread.append(unread)
+        self._await_reading(handover.unread(outcome))
         if receiver.found_bare_line_end:  # what follows may be smuggled: nothing of it is read as a command
             self.is_over = True
             await self.channel.drain(receiver, DRAIN_SECONDS)

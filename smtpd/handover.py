@@ -7,11 +7,11 @@ through: a client that vanishes, or that we can let wait no longer, will hear ho
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from smtpd import replies, trace
 from smtpd.channel import Overrun
@@ -19,17 +19,18 @@ from smtpd.content import MAX_HEAD
 from smtpd.delivery import combine
 from smtpd.findings import results_field
 from smtpd.forgeries import without_forged_fields
-from smtpd.journal import Journal, message_key
+from smtpd.journal import message_key
 from smtpd.model import Message, Recipient
+from smtpd.policy import Judgement
 from smtpd.replies import Refused, Reply
 from smtpd.store import StoreError
 
 if TYPE_CHECKING:
     from smtpd.answering import Answering, InFlight
-    from smtpd.policy import Judgement
 
 Answers = dict[Recipient, Reply]
 
+_NO_OBJECTION = Judgement()
 SMALL = 1 << 16  # octets of content that are kept until the client has read our reply; of more, the digest is
 
 
@@ -56,21 +57,33 @@ class Unread:
         """The client went on: it knows."""
         self._handover.done()
 
-    async def remember(self) -> None:
-        """The client was lost, and will try again."""
-        await self._handover.remember(self._taken)
+    def shrink(self) -> None:
+        """Keep a digest in the place of the content: the client goes on without waiting for our replies."""
+        self._handover.shrink()
+
+    def give_way(self, key: str) -> None:
+        """The same client sends the same message again on purpose, which must not wait for the client to go on."""
+        self._handover.give_way(key)
+
+    def remember(self) -> Coroutine[Any, Any, None]:
+        """The client was lost, and will try again: an attempt that comes before this has run waits for it."""
+        self._handover.mark()
+        return self._handover.remember(self._taken)
 
 
 class Handover:
     """One message on its way to the agents."""
 
-    __slots__ = ("_begins_with_blank", "_conversation", "_has_id", "_in_flight", "_key", "_message", "_under_way")
+    __slots__ = (
+        "_begins_with_blank", "_conversation", "_has_id", "_in_flight", "_is_keyed", "_key", "_message", "_under_way",
+    )  # fmt: skip
 
     def __init__(self, conversation: Answering, in_flight: InFlight, message: Message) -> None:
         self._conversation = conversation
         self._in_flight = in_flight
         self._message = message
         self._key: str | None = None
+        self._is_keyed = False
         self._has_id = False
         self._begins_with_blank = False
         self._under_way: ExitStack | None = None
@@ -81,47 +94,54 @@ class Handover:
         everybody = mail.recipients
         try:
             self._look_at_head()
-            return await self._judge_and_deliver()
+            if self._conversation.service.policy.message.changes:
+                self._find_key()  # of what was received: what a filter makes of it may be different each time
+            return await self._judge_and_deliver(everybody)
         except Refused as refused:
             return Outcome(refused.reply)
         except StoreError as error:
             self._conversation.account.journal_failed(error, mail)
-            self._release()
             return Outcome(replies.OUR_FAULT)
         except BaseException:
-            self._release()
+            if not self._is_left_behind:
+                self.done()
             raise
         finally:
             if not self._is_left_behind:  # else the agents are still at it
                 mail.recipients = everybody
 
-    async def _judge_and_deliver(self) -> Outcome:
-        conversation, message, mail = self._conversation, self._message, self._in_flight.mail
-        service = conversation.service
-        answers: Answers = {}
-        if not conversation.service.policy.message.idle:
-            judged = await self._judge()
-            if judged is None or judged.reply is not None:
-                return Outcome(replies.FILTERS_LATE if judged is None else judged.reply or replies.OUR_FAULT)
-            answers.update(judged.refused)
-            mail.recipients = [recipient for recipient in mail.recipients if recipient not in answers]
-            if service.policy.gives_evidence:
-                message.added.append(results_field(service.authserv_id, mail))
-            message.added.extend(trace.field(name, value) for name, value in judged.headers)
-            if labels := mail.all_labels:
-                message.added.append(trace.labels(labels))
-        message.added.append(trace.received(conversation.session, mail, service.config.hostname))
-        if self._begins_with_blank:
-            message.added.append(b"\r\n")  # or the first line would go on with our Received field
-        journal = service.journal
-        if mail.recipients and not journal.idle:
-            answers.update(await self._settled())
-            mail.recipients = [recipient for recipient in mail.recipients if recipient not in answers]
+    async def _judge_and_deliver(self, everybody: list[Recipient]) -> Outcome:
+        service, mail = self._conversation.service, self._in_flight.mail
+        judged = _NO_OBJECTION if service.policy.message.idle else await self._judge()
+        answers = dict(judged.refused)
+        if not service.journal.idle:
+            settled = await self._settled()
+            if settled is None:
+                return Outcome(replies.BACKEND_TIMEOUT)
+            answers |= settled  # what has been delivered cannot be refused any more
+        if judged.reply is not None:
+            if not answers:
+                return Outcome(judged.reply)
+            answers = dict.fromkeys(everybody, judged.reply) | answers
+        mail.recipients = [recipient for recipient in everybody if recipient not in answers]
         if mail.recipients:
+            self._stamp(judged)
             if service.is_cautious:
-                await conversation.channel.run(journal.begin(self._find_key(), mail.recipients))
-            answers.update(await self._deliver())
-        return await self._remembered(answers)
+                await self._begin()
+            answers |= await self._deliver()
+        return await self._remembered({recipient: answers[recipient] for recipient in everybody})
+
+    def _stamp(self, judged: Judgement) -> None:
+        """Put our own header fields on top."""
+        service, mail, added = self._conversation.service, self._in_flight.mail, self._message.added
+        if service.policy.gives_evidence:
+            added.append(results_field(service.authserv_id, mail))
+        added.extend(trace.field(name, value) for name, value in judged.headers)
+        if labels := mail.all_labels:
+            added.append(trace.labels(labels))
+        added.append(trace.received(self._conversation.session, mail, service.config.hostname))
+        if self._begins_with_blank:
+            added.append(b"\r\n")  # or the first line would go on with our Received field
 
     def _look_at_head(self) -> None:
         """Refuse mail that loops (RFC 5321 §6.3), and take fields away that pretend to be ours (RFC 8601 §5)."""
@@ -135,37 +155,61 @@ class Handover:
         if is_suspicious or self._begins_with_blank or len(head) > MAX_HEAD:
             message.content = without_forged_fields(message.content, service.authserv_id)
 
-    async def _judge(self) -> Judgement | None:
-        """What the filters think; None when they took too long."""
+    async def _judge(self) -> Judgement:
+        """What the filters think; 451 when they took too long."""
         conversation, mail = self._conversation, self._in_flight.mail
         seconds = conversation.service.config.timeouts.filters
 
-        async def judge() -> Judgement | None:
+        async def judge() -> Judgement:
             try:
                 async with asyncio.timeout(seconds or None):
                     return await conversation.service.policy.message(mail, self._message)
             except TimeoutError:
-                return None
+                return Judgement(reply=replies.FILTERS_LATE)
 
         return await conversation.channel.run(judge())
 
-    async def _settled(self) -> Answers:
-        """What earlier attempts came to; one that is under way is waited for."""
-        conversation, journal = self._conversation, self._conversation.service.journal
-        key = self._find_key()
+    async def _settled(self) -> Answers | None:
+        """What earlier attempts came to; None when one is still under way after a long wait."""
+        channel, journal, key = self._conversation.channel, self._conversation.service.journal, self._find_key()
         if key is None:
             return {}
-        seconds = conversation.service.config.timeouts.delivery or None
-        if not await conversation.channel.run(_others_done(journal, key, seconds)):
-            return dict.fromkeys(self._in_flight.mail.recipients, replies.BACKEND_TIMEOUT)
-        if conversation.service.is_cautious:
-            self._mark()
-        return await conversation.channel.run(journal.settled(key, self._in_flight.mail.recipients))
+        for unread in self._conversation.unread:
+            unread.give_way(key)
+        if not await channel.run(self._have_turn(key)):
+            return None
+        return await channel.run(journal.settled(key, self._in_flight.mail.recipients))
+
+    async def _have_turn(self, key: str) -> bool:
+        """Wait until no other attempt is under way; False when that takes too long."""
+        service = self._conversation.service
+        try:
+            async with asyncio.timeout(service.config.timeouts.delivery or None):
+                while other := service.journal.under_way(key):
+                    await other
+        except TimeoutError:
+            return False
+        if service.is_cautious:
+            self.mark()
+        return True
+
+    async def _begin(self) -> None:
+        """At-most-once: note who may have the message from now on."""
+        conversation, recipients = self._conversation, self._in_flight.mail.recipients
+        await conversation.channel.run(conversation.service.journal.begin(self._find_key(), recipients))
+        if conversation.channel.vanished:  # in this very moment: nobody will get the message
+            under_way, self._under_way = self._under_way, None
+            nobody = dict.fromkeys(recipients, replies.OUR_FAULT)
+            conversation.service.spawn(self._withdraw(nobody, under_way or ExitStack()))
+
+    async def _withdraw(self, answers: Answers, under_way: ExitStack) -> None:
+        with under_way:
+            await self._record(answers, told=replies.OUR_FAULT)
 
     async def _deliver(self) -> Answers:
         conversation, in_flight = self._conversation, self._in_flight
         channel, began = conversation.channel, perf_counter()
-        channel.on_vanished = self._mark
+        channel.on_vanished = self.mark
         try:
             answers = await channel.run(
                 in_flight.deliveries.deliver(self._message),
@@ -179,47 +223,37 @@ class Handover:
         conversation.account.delivered(combine(answers, prdr=False), perf_counter() - began)
         return answers
 
-    def _mark(self) -> None:
-        """Let another attempt wait for this one."""
-        journal, key = self._conversation.service.journal, self._find_key()
-        if key is not None and self._under_way is None and journal.under_way(key) is None:
-            self._under_way = ExitStack()
-            self._under_way.enter_context(journal.hand_over(key))
-
     def _leave_behind(self, task: asyncio.Task[Answers]) -> Answers:
         """The client has waited long enough: let the agents finish without it."""
-        self._mark()
-        receiver, self._in_flight.receiver = self._in_flight.receiver, None  # `_finish` closes its content
-        assert receiver is not None
-        recipients = list(self._in_flight.mail.recipients)
-        self._conversation.service.spawn(self._finish(task, recipients))
-        return dict.fromkeys(recipients, replies.BACKEND_TIMEOUT)
+        self.mark()
+        self._in_flight.receiver = None  # `_finish` closes its content
+        self._conversation.service.spawn(self._finish(task))
+        return dict.fromkeys(self._in_flight.mail.recipients, replies.BACKEND_TIMEOUT)
 
-    async def _finish(self, task: asyncio.Task[Answers], recipients: list[Recipient]) -> None:
-        conversation, mail = self._conversation, self._in_flight.mail
+    async def _finish(self, task: asyncio.Task[Answers]) -> None:
         try:
             answers = await task
-            conversation.account.late(mail, combine(answers, prdr=False))
-            await conversation.service.journal.record(
-                self._key, conversation.session, mail.sender.text, answers, told=replies.BACKEND_TIMEOUT
-            )
+            self._conversation.account.late(self._in_flight.mail, combine(answers, prdr=False))
+            await self._record(answers, told=replies.BACKEND_TIMEOUT)
         finally:
             self.done()
 
     async def _remembered(self, answers: Answers) -> Outcome:
         """Make the outcome, and note what a retry will have to know before anybody hears it."""
-        conversation, mail, journal = self._conversation, self._in_flight.mail, self._conversation.service.journal
-        individually = self._in_flight.answers_each
+        conversation, individually = self._conversation, self._in_flight.answers_each
         reply = combine(answers, prdr=individually)
         is_partial = not reply.is_positive and any(map(_is_worth_noting, answers.values()))
-        if (is_partial or conversation.service.is_cautious or not journal.idle) and not self._is_left_behind:
-            told = None if individually else reply
-            work = journal.record(self._find_key(), conversation.session, mail.sender.text, answers, told=told)
+        if (is_partial or not conversation.service.journal.idle) and not self._is_left_behind:
+            work = self._record(answers, told=None if individually else reply)
             if conversation.channel.vanished:
                 conversation.service.spawn(work)
             else:
                 await conversation.channel.run(work, finish=True)
         return Outcome(reply, answers)
+
+    async def _record(self, answers: Answers, *, told: Reply | None) -> None:
+        session, sender = self._conversation.session, self._in_flight.mail.sender.text
+        await self._conversation.service.journal.record(self._find_key(), session, sender, answers, told=told)
 
     @property
     def _is_left_behind(self) -> bool:
@@ -227,20 +261,21 @@ class Handover:
 
     def unread(self, outcome: Outcome) -> Unread | None:
         """Call when the outcome was said: what to remember should the client turn out not to have read it."""
-        receiver = self._in_flight.receiver
-        taken = {recipient: reply for recipient, reply in (outcome.each or {}).items() if reply.is_positive}
+        receiver, channel = self._in_flight.receiver, self._conversation.channel
         if receiver is None:
             return None
+        taken = {recipient: reply for recipient, reply in (outcome.each or {}).items() if reply.is_positive}
         if not taken or not self._has_id:
-            self._release()
+            self.done()
             return None
-        content = receiver.content
-        if content.size <= SMALL or content.spilled:
-            self._in_flight.receiver = None  # the content lives on in here
-        else:
-            self._conversation.channel.flush()
-            self._find_key()
-        return Unread(self, taken, self._conversation.channel.flushes)
+        flushes = channel.flushes
+        if self._is_keyed:
+            self.shrink()
+        elif receiver.content.size > SMALL and not receiver.content.spilled:
+            channel.flush()
+            self.shrink()
+        self._in_flight.receiver = None  # what is left of the content lives on in here
+        return Unread(self, taken, flushes)
 
     async def remember(self, taken: Answers) -> None:
         """The client was lost: whoever has the message must not get it again."""
@@ -249,31 +284,38 @@ class Handover:
         finally:
             self.done()
 
-    def _find_key(self) -> str | None:
-        if self._key is None and self._has_id:
-            self._key = message_key(self._in_flight.mail.sender.text, self._message.content)
-        return self._key
+    def mark(self) -> None:
+        """Let another attempt wait for this one."""
+        journal, key = self._conversation.service.journal, self._find_key()
+        if key is not None and self._under_way is None and journal.under_way(key) is None:
+            self._under_way = ExitStack()
+            self._under_way.enter_context(journal.hand_over(key))
+
+    def give_way(self, key: str) -> None:
+        """Let others with this key go on."""
+        if self._key == key:
+            self._release()
+
+    def shrink(self) -> None:
+        """Give the content back; its key is all that is needed now."""
+        self._find_key()
+        self._message.content.close()
 
     def done(self) -> None:
         """Nothing of this message is needed any longer, and other attempts need not wait for this one."""
         self._message.content.close()
         self._release()
 
+    def _find_key(self) -> str | None:
+        if not self._is_keyed and self._has_id:
+            self._key = message_key(self._in_flight.mail.sender.text, self._message.content)
+        self._is_keyed = True
+        return self._key
+
     def _release(self) -> None:
         if self._under_way is not None:
             self._under_way.close()
             self._under_way = None
-
-
-async def _others_done(journal: Journal, key: str, seconds: float | None) -> bool:
-    """Wait until no other attempt is under way; False when that takes too long."""
-    try:
-        async with asyncio.timeout(seconds):
-            while other := journal.under_way(key):
-                await other
-    except TimeoutError:
-        return False
-    return True
 
 
 def _is_worth_noting(reply: Reply) -> bool:

@@ -155,13 +155,15 @@ class KnownRecipientStage(Stage):
 class MessageStage(Stage):
     """The whole message is here: those that read it, then those that change it, one after another."""
 
-    __slots__ = ("_changers", "_readers")
+    __slots__ = ("_changers", "_readers", "changes")
 
     def __init__(self, name: StageName, hooks: Sequence[Hook], checks: Mapping[str, Check], *, idle: bool) -> None:
         super().__init__(name, hooks, checks, idle=idle)
         self._readers = tuple(hook for hook in hooks if not hook.check.filter.changes)
         changers = (hook for hook in hooks if hook.check.filter.changes)
         self._changers = tuple(sorted(changers, key=lambda hook: hook.check.index))
+        self.changes = bool(self._changers)
+        """Whether the message may be another one afterwards."""
 
     async def __call__(self, mail: Transaction, message: Message) -> Judgement:
         """What to answer; filters may have changed the message."""
