@@ -50,7 +50,6 @@ def lmtp_store(directory: Path, family: Family = "inet", *, pause: int = 0) -> I
     program = shutil.which("smtp-sink", path=SINK_PATHS)
     if program is None:
         raise NotMeasured("smtp-sink (a part of Postfix) is not installed")
-    # A socket's path may have no more than 107 octets, and the directory is of the user's choice.
     path, port = directory / f"lmtp-{pause}", machine.free_port()
     place = f"unix:{path}" if family == "unix" else f"127.0.0.1:{port}"
     command = [program, "-L", "-c", "-m", str(_CONNECTIONS), *(("-H", str(pause)) if pause else ())]
