@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Literal, Protocol
 
-from delivery_agents.answers import Answer, as_reply, check_verdict
+from delivery_agents.answers import CLOSING, Answer, as_reply, check_verdict
 from delivery_agents.connection import Connection
 from delivery_agents.failures import Failure, Lost, Nonsense, TimedOut
 from delivery_agents.framing import dot_stuffed, in_blocks, in_one_chunk
@@ -234,7 +234,7 @@ class LmtpDelivery(Delivery):
             if pieces is not None:
                 await self._write(connection, pieces, len(paths))
                 for path in paths:
-                    said[path] = check_verdict(await connection.answer(), "the message")
+                    said[path] = _check_outcome(await connection.answer())
                 connection.is_dirty = False
         self._pool.answered()
         self._leave(connection)
@@ -285,6 +285,13 @@ async def _say_data(connection: Connection) -> Answer | None:
     if check_verdict(answer, "DATA").is_positive:
         raise Nonsense(f"DATA was answered with {answer}")
     return answer
+
+
+def _check_outcome(answer: Answer) -> Answer:
+    """What can be said about a message; Lost for 421, which says nothing about it."""
+    if answer.code == CLOSING:  # RFC 5321 §3.8; Dovecot 2.3 says it when it stops, and stores the mail
+        raise Lost(f"closed by the server: {answer}")
+    return check_verdict(answer, "the message")
 
 
 def _misfit(connection: Connection, mail: Transaction, has_utf8: bool, size: int | None) -> Reply | None:
