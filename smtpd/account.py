@@ -73,7 +73,7 @@ class Account:
             judged = _judged(reply, self._session, mail)
         else:
             judged = {"reply": str(reply), "reason": reply.key, **_judged(reply, self._session, mail)}
-        if each is not None and len({one.key for one in each.values()}) > 1:
+        if each is not None and len({(one.key, one.code, one.status) for one in each.values()}) > 1:
             judged["outcomes"] = [str(each[recipient]) for recipient in mail.recipients]
         self._service.log.message(
             "message",

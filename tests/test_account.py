@@ -43,6 +43,20 @@ async def test_what_an_agent_answered_counts_as_a_delivery(answer: Answer | None
         assert server.count(DELIVERIES, result=result) == 1
 
 
+async def _as_a_store_said(mail: Transaction, message: Message) -> dict[Recipient, Reply]:
+    said = [Reply("store-said", 250, "2.0.0", "Saved"), Reply("store-said", 552, "5.2.2", "Full")]
+    return dict(zip(mail.recipients, said, strict=True))
+
+
+async def test_different_outcomes_are_logged_also_when_all_are_the_words_of_a_store() -> None:
+    async with Stage(answer=_as_a_store_said) as server:
+        talk = await server.ready()
+        await talk.say(b"RCPT TO:<bob@example.test>\r\nDATA\r\n")
+        await talk.say(CONTENT + b".\r\n")
+        (line,) = server.events("message")
+        assert line["outcomes"] == ["250 2.0.0 Saved", "552 5.2.2 Full"]
+
+
 class Deferring(Filter):
     name = "deferring"
     asked = 0
