@@ -29,7 +29,6 @@ begin transports
 remote:
   driver = smtp
   allow_localhost
-  hosts_try_prdr = *
   hosts_try_fastopen =
   {transport}
 begin retry
@@ -40,7 +39,7 @@ PLAIN = "hosts_avoid_tls = *"
 
 
 class Exim:
-    """Delivers in the foreground; what it thinks of it stands in `log`."""
+    """Delivers in the foreground, and once more whenever its queue is run; what it thinks of it stands in `log`."""
 
     def __init__(self, program: str, home: Path, port: int, transport: str, more: str) -> None:
         self._program = program
@@ -55,6 +54,10 @@ class Exim:
         """Deliver one message at once."""
         words = (self._program, "-C", self._home / "exim.conf", "-odf", "-oi", "-f", sender, *recipients)
         run(*words, letter=letter.replace(b"\r\n", b"\n"))
+
+    def try_again(self) -> None:
+        """Try everything that waits once, even what its own rules would still let wait."""
+        run(self._program, "-C", self._home / "exim.conf", "-qf")
 
     @property
     def log(self) -> str:

@@ -71,6 +71,15 @@ class Postfix:
         words = (self._sendmail, "-C", self._config, "-i", "-f", sender, *recipients)
         run(*words, letter=letter.replace(b"\r\n", b"\n"))
 
+    def try_again(self) -> None:
+        """Ask it to try everything that waits, even what its own rules would still let wait."""
+        run(self._queue, "-c", self._config, "-f")
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits in the queue."""
+        return "Mail queue is empty" in run(self._queue, "-c", self._config, "-p").output
+
     def wait_until_empty(self) -> None:
         """Wait until nothing is queued any more."""
         end = time.monotonic() + PATIENCE
