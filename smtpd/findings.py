@@ -17,7 +17,10 @@ DkimResult = Literal["pass", "fail", "policy", "neutral", "temperror", "permerro
 ArcStatus = Literal["none", "pass", "fail", "temperror"]  # RFC 8617 §4.4 and, for a key nobody answers for, ours
 DmarcStatus = Literal["none", "pass", "fail", "temperror", "permerror"]
 Policy = Literal["none", "quarantine", "reject"]
-Override = Literal["trusted_forwarder", "mailing_list", "local_policy", "sampled_out", "forwarded", "other"]
+# RFC 9990, "Policy Override Reason", and what RFC 7489 appendix C has besides.
+Override = Literal[
+    "trusted_forwarder", "mailing_list", "local_policy", "policy_test_mode", "sampled_out", "forwarded", "other"
+]  # fmt: skip
 
 
 @runtime_checkable
@@ -40,6 +43,8 @@ class SpfCheck:
     """Why, in our words; for the log and Authentication-Results."""
     explanation: str = ""
     """What the domain says to those it refuses (`exp=`): its words, cleaned to printable ASCII and cut."""
+    mechanism: str = ""
+    """The term of the domain's record that decided, cleaned and cut; "" when none did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,8 @@ class DkimResults:
     given_by: ClassVar[str] = "dkim"
 
     signatures: tuple[DkimSignature, ...] = ()
+    unchecked: int = 0
+    """How many more there are, that nobody looked at."""
 
     def results(self) -> Iterable[MethodResult]:
         """RFC 8601 §2.7.1, RFC 6008."""
@@ -134,6 +141,7 @@ class DmarcResult:
     domain: str = ""
     """The domain in From, an A-label."""
     organizational_domain: str = ""
+    """Its organisation's, "" when nobody had to find it out."""
     policy_domain: str = ""
     """Where the record was found."""
     policy: Policy = "none"

@@ -23,6 +23,7 @@ from smtpd.channel import Channel, Disconnected
 from smtpd.config import Config, LogOptions
 from smtpd.conversation import Conversation
 from smtpd.delivery import DeliveryAgent
+from smtpd.dns import Resolver
 from smtpd.log import Log
 from smtpd.model import Message, Session, TlsInfo, Transaction, new_id
 from smtpd.options import AgentOptions, FilterOptions
@@ -30,6 +31,7 @@ from smtpd.policy import Filter
 from smtpd.replies import Reply
 from smtpd.server import Server
 from smtpd.service import Service
+from smtpd.zone import Zone
 
 type Table = Mapping[str, object]
 type Plug[Kind] = type[Kind] | tuple[type[Kind], Table]
@@ -162,7 +164,8 @@ class MemoryServer:
     """A whole server with one listener and no sockets. What is wrong with a plug-in is an error when it ends.
 
     `filters` and `agents` are by the name of their table. Mail to example.test goes to the first agent, or
-    without any into `delivered`. `tables` are other tables of `[smtpd]`, as in `{"max_recipients": 1}`.
+    without any into `delivered`. `tables` are other tables of `[smtpd]`, as in `{"max_recipients": 1}`. Lookups are
+    answered by `resolver`, an empty `Zone` unless given.
     """
 
     def __init__(
@@ -171,6 +174,7 @@ class MemoryServer:
         filters: Mapping[str, Plug[Filter]] | None = None,
         agents: Mapping[str, Plug[DeliveryAgent]] | None = None,
         tables: Table | None = None,
+        resolver: Resolver | None = None,
     ) -> None:
         self.delivered: list[Delivered] = []
         self._lines = _Lines()
@@ -192,6 +196,7 @@ class MemoryServer:
             agents={name: kind for name, (kind, _) in own_agents.items()},
             filters={name: kind for name, (kind, _) in own_filters.items()},
             log=self._log,
+            resolver=resolver or Zone(),
         )
         self.agents: Mapping[str, DeliveryAgent] = {}
         """The agents that were made, by name; the filters likewise."""

@@ -227,6 +227,35 @@ DENIED_HELO = Reply("denied-helo", 550, "5.7.1", "Mail from hosts that call them
 DENIED_SENDER = Reply("denied-sender", 550, "5.7.1", "Mail from {address} is not accepted here")
 SPOKE_EARLY = Reply("spoke-early", 550, "5.7.1", "You spoke before it was your turn")
 
+# SPF: RFC 7208 §8, with the codes of RFC 7372 §3.2; a lookup that failed has that of RFC 3463 §3.5
+SPF_FAIL = Reply("spf-fail", 550, "5.7.23", "SPF says {ip} may not send for {domain}")
+SPF_FAIL_EXPLAINED = Reply(
+    "spf-fail-explained", 550, "5.7.23", "SPF says {ip} may not send for {domain}, domain says: {explanation}"
+)
+SPF_FAIL_LATER = Reply(
+    "spf-fail-later", 451, "4.7.23", "SPF does not say that {ip} may send for {domain}, please try again later"
+)
+SPF_HELO_FAIL = Reply("spf-helo-fail", 550, "5.7.23", "SPF says {ip} may not call itself {domain}")
+SPF_HELO_FAIL_LATER = Reply(
+    "spf-helo-fail-later", 451, "4.7.23", "SPF says {ip} may not call itself {domain}, please try again later"
+)
+SPF_PERMERROR = Reply("spf-permerror", 550, "5.7.24", "The SPF record of {domain} cannot be understood: {reason}")
+SPF_PERMERROR_LATER = Reply(
+    "spf-permerror-later", 451, "4.7.24", "The SPF record of {domain} cannot be understood, please try again later"
+)
+SPF_TEMPERROR = Reply(
+    "spf-temperror", 451, "4.4.3", "The SPF record of {domain} cannot be looked up now, please try again later"
+)
+
+# DKIM (RFC 7372 §3.1, RFC 6376 §6.1.2)
+DKIM_UNSIGNED = Reply("dkim-unsigned", 550, "5.7.20", "The message has no DKIM signature")
+DKIM_FAILED = Reply("dkim-failed", 550, "5.7.20", "No DKIM signature of the message passes: {reason}")
+DKIM_NOT_ACCEPTABLE = Reply(
+    "dkim-not-acceptable", 550, "5.7.21", "No DKIM signature of the message is acceptable: {reason}"
+)
+DKIM_NOT_BY_AUTHOR = Reply("dkim-not-by-author", 550, "5.7.22", "No DKIM signature is by the domain in From")
+DKIM_KEY_LATER = Reply("dkim-key-later", 451, "4.7.5", "A DKIM key cannot be looked up now, please try again later")
+
 # Ours to mend, never the sender's fault
 OUR_FAULT = Reply("our-fault", 451, "4.3.0", "Something went wrong here, please try again later")
 FILTERS_LATE = Reply("filters-late", 451, "4.3.0", "The message could not be checked in time, please try again later")
