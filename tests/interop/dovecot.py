@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import pytest
 
@@ -47,6 +47,7 @@ ssl = no
 disable_plaintext_auth = no
 auth_failure_delay = 0
 first_valid_uid = 0
+dotlock_use_excl = no
 mail_location = maildir:{home}/mail/%n
 mail_plugins = quota
 lmtp_rcpt_check_quota = yes
@@ -67,7 +68,7 @@ namespace inbox {{
 }}
 plugin {{
   quota = maildir:User quota
-  quota_rule = *:storage=100M
+  quota_rule = *:storage=10G
   quota_exceeded_message = Mailbox full
 }}
 service imap-login {{
@@ -197,28 +198,26 @@ class Dovecot:
         except subprocess.TimeoutExpired:
             master.kill()
             master.wait()
-        for pid in children:
-            _kill(pid)
+        _kill(*children)
 
     def kill(self) -> None:
         """kill -9 of everything that belongs to it, if it runs."""
         master, self._master = self._master, None
         if master is None:
             return
-        os.kill(master.pid, signal.SIGSTOP)  # so that there will be no more children
-        children = _children(master.pid)
-        for pid in children:
-            _kill(pid)
+        os.kill(master.pid, signal.SIGSTOP)
+        _wait_until(lambda: _status(master.pid).state == "T")  # so that there will be no more children
+        _kill(*_children(master.pid))
         master.kill()
         master.wait()
 
-    def kill_deliveries(self) -> int:
-        """kill -9 of every process that speaks LMTP; how many there were."""
+    def kill_deliveries(self) -> None:
+        """kill -9 of some processes that speak LMTP, not of the youngest: it would think that they fail to start."""
         assert self._master is not None
-        speaking = [pid for pid, name in _children(self._master.pid).items() if name == "lmtp"]
-        for pid in speaking:
-            _kill(pid)
-        return len(speaking)
+        speaking = sorted(pid for pid, name in _children(self._master.pid).items() if name == "lmtp")
+        old = speaking[: len(speaking) // 2]
+        assert old, self.log()
+        _kill(*random.sample(old, min(len(old), 3)))
 
     def mails(self, user: str, folder: str = "INBOX") -> list[bytes]:
         """The messages in a folder by IMAP, in the order of arrival."""
@@ -270,17 +269,40 @@ def private_dovecot(peer: Callable[[str], str]) -> Iterator[Dovecot]:
         shutil.rmtree(home)
 
 
+class Status(NamedTuple):
+    """What is known of a process: nothing when there is none."""
+
+    name: str = ""
+    state: str = ""
+    parent: int = 0
+
+
+def _status(pid: int) -> Status:
+    """See proc(5), /proc/pid/stat."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text("utf-8", "backslashreplace")
+    except (FileNotFoundError, ProcessLookupError):
+        return Status()
+    name, _, rest = text.partition("(")[2].rpartition(")")
+    state, parent = rest.split()[:2]
+    return Status(name, state, int(parent))
+
+
 def _children(master: int) -> dict[int, str]:
     """The processes that were started by one, with their names."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            pid, name, _, parent = re.match(r"(\d+) \((.*)\) (\S) (\d+)", path.read_text(), re.DOTALL).groups()  # type: ignore[union-attr]
-            if int(parent) == master:
-                found[int(pid)] = name
-    return found
+    statuses = {int(path.name): _status(int(path.name)) for path in Path("/proc").glob("[0-9]*")}
+    return {pid: status.name for pid, status in statuses.items() if status.parent == master}
 
 
-def _kill(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+def _kill(*pids: int) -> None:
+    """kill -9, and wait until nothing of them is in use any more."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    _wait_until(lambda: all(_status(pid).state in ("", "X", "Z") for pid in pids))
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
