@@ -87,7 +87,7 @@ class _Bridge(BaseController):
         if self.server is not None:
             self.server.close()
         await self.mail_server.stop()
-        # From 3.12 on `wait_closed` waits for clients who do not answer the goodbye of TLS, too.
+        # `wait_closed` waits also for clients who do not answer the goodbye of TLS: before Python 3.13 up to 30 s.
         abort_clients: Callable[[], None] | None = getattr(self.server, "abort_clients", None)
         if abort_clients is not None:
             abort_clients()

@@ -5,6 +5,7 @@ import re
 import smtplib
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Callable
 from inspect import getsource, signature
@@ -18,7 +19,7 @@ from aiosmtpd import controller as theirs
 from bridge import HERE, MAIL, PATIENCE, Keeper, port_of, running, send
 from stage import Lines
 
-from smtpd import AgentOptions, Config, ConfigError, DeliveryAgent, Log, Message, Reply, Services, Transaction
+from smtpd import PASS, Config, ConfigError, DeliveryAgent, Filter, Log, Message, Reply, Transaction, Verdict
 from smtpd.aiosmtpd import Controller, UnixSocketController, UnixSocketUnthreadedController, UnthreadedController
 from smtpd.config import from_tables
 from smtpd.replies import ACCEPTED
@@ -147,34 +148,32 @@ def test_stop_tells_idle_clients_and_waits_for_deliveries() -> None:
     assert controller.loop.is_closed()
 
 
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="asyncio cannot abort the clients of a server")
 def test_client_that_does_not_say_goodbye_does_not_hold_the_stop_up(
-    context: ssl.SSLContext, trust: ssl.SSLContext
+    context: ssl.SSLContext, trust: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("asyncio.constants.SSL_SHUTDOWN_TIMEOUT", 10 * PATIENCE)
     controller = Controller(Keeper(), HERE, 0, server_hostname="mx.test", ssl_context=context)
-    with socket.socket() as plain, running(controller) as port:
-        plain.connect((HERE, port))
+    controller.start()
+    with socket.create_connection((HERE, port_of(controller)), PATIENCE) as plain:
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         client = trust.wrap_bio(incoming, outgoing, server_hostname="mx.test")
-        while client.version() is None or not incoming.pending:
+        greeting = b""
+        while not greeting:
             try:
-                client.do_handshake()
+                greeting = client.read()
             except ssl.SSLWantReadError:
                 plain.sendall(outgoing.read())
                 incoming.write(plain.recv(65536))
-            else:
-                break
-        plain.sendall(outgoing.read())
-        assert client.version() == "TLSv1.3"
+        stopping = threading.Thread(target=controller.stop, daemon=True)
+        stopping.start()
+        stopping.join(PATIENCE)
+        assert not stopping.is_alive()
 
 
 class Failing(DeliveryAgent):
     async def start(self) -> None:
         raise OSError("no mailstore")
-
-
-class Endless(DeliveryAgent):
-    async def start(self) -> None:
-        await asyncio.Event().wait()
 
 
 def failing(agent: type[DeliveryAgent], **more: Any) -> Controller:
@@ -218,10 +217,21 @@ def test_port_that_is_taken_is_raised_and_leaves_nothing_behind() -> None:
 
 
 def test_start_that_takes_too_long_is_given_up() -> None:
+    cancelled = []
+
+    class Endless(DeliveryAgent):
+        async def start(self) -> None:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled.append(self)
+                raise
+
     controller = failing(Endless, ready_timeout=0.05)
     with pytest.raises(TimeoutError):
         controller.start()
     assert nothing_is_left(controller)
+    assert len(cancelled) == 1
 
 
 def test_second_start_is_a_mistake_and_harms_nobody() -> None:
@@ -278,25 +288,33 @@ def test_agents_filters_and_log_of_the_program_are_used() -> None:
     lines, got = Lines(), []
 
     class Inbox(DeliveryAgent):
-        def __init__(self, name: str, options: AgentOptions, services: Services) -> None:
-            super().__init__(name, options, services)
-
         async def deliver(self, mail: Transaction, message: Message) -> Reply:
             got.append(bytes(message))
             return ACCEPTED
 
+    class Seen(Filter):
+        name = "seen"
+
+        async def on_message(self, mail: Transaction, message: Message) -> Verdict:
+            got.append(b"seen")
+            return PASS
+
     config = Config.model_validate({**CONFIG, "log": {"level": "info"}, "domains": {"example.test": "inbox"}})
     log = Log(config.log, sink=lines)
-    with running(Controller(hostname=HERE, port=0, config=config, agents={"inbox": Inbox}, log=log)) as port:
+    own: dict[str, Any] = {"agents": {"inbox": Inbox}, "filters": {"seen": Seen}, "log": log}
+    with running(Controller(hostname=HERE, port=0, config=config, **own)) as port:
         send(port)
     log.close()
-    assert len(got) == 1
+    assert got[0] == b"seen"
+    assert got[1].endswith(MAIL.encode())
     assert [line["event"] for line in lines.entries] == ["ready", "message", "stopped"]
 
 
 def test_option_that_would_be_ignored_is_a_mistake() -> None:
     with pytest.raises(TypeError, match="ident means nothing here"):
         Controller(Keeper(), HERE, 0, ident="ACME")
+    with pytest.raises(TypeError, match="list has no handle_DATA"):
+        Controller([], HERE, 0)
     with pytest.raises(TypeError, match="no option 'port'"):
         UnixSocketController(Keeper(), "/nowhere", port=25)
 

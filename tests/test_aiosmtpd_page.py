@@ -39,9 +39,9 @@ def test_first_program_of_the_page_keeps_mail(program: Callable[[int], ModuleTyp
         send(port, "ann@example.com")
         with pytest.raises(smtplib.SMTPRecipientsRefused, match="Not one of ours"):
             send(port, "ann@elsewhere.test")
-    ((sender, recipients, content),) = inbox.kept
-    assert (sender, recipients) == ("bob@sender.test", ["ann@example.com"])
-    assert content.endswith(MAIL.encode())
+    (envelope,) = inbox.kept
+    assert (envelope.mail_from, envelope.rcpt_tos) == ("bob@sender.test", ["ann@example.com"])
+    assert envelope.content.endswith(MAIL.encode())
 
 
 def test_second_program_of_the_page_has_policy(program: Callable[[int], ModuleType], tmp_path: Path) -> None:
