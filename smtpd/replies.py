@@ -256,6 +256,15 @@ DKIM_NOT_ACCEPTABLE = Reply(
 DKIM_NOT_BY_AUTHOR = Reply("dkim-not-by-author", 550, "5.7.22", "No DKIM signature is by the domain in From")
 DKIM_KEY_LATER = Reply("dkim-key-later", 451, "4.7.5", "A DKIM key cannot be looked up now, please try again later")
 
+# DMARC (RFC 7489 §10.3)
+DMARC_REJECT = Reply(
+    "dmarc-reject", 550, "5.7.1",
+    "Rejected by the DMARC policy of {policy_domain} ({tag}=reject): neither SPF nor DKIM shows that {domain} sent it",
+)  # fmt: skip
+DMARC_LATER = Reply(
+    "dmarc-later", 451, "4.7.1", "DMARC of {domain} cannot be decided now, please try again later"
+)
+
 # Ours to mend, never the sender's fault
 OUR_FAULT = Reply("our-fault", 451, "4.3.0", "Something went wrong here, please try again later")
 FILTERS_LATE = Reply("filters-late", 451, "4.3.0", "The message could not be checked in time, please try again later")

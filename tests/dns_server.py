@@ -73,9 +73,15 @@ class Nameserver(BaseResolver):  # type: ignore[misc]
         """One TXT record of these strings."""
         self._records.append(dnslib.RR(name, dnslib.QTYPE.TXT, ttl=60, rdata=dnslib.TXT(list(strings))))
 
+    def add_record(self, name: str, kind: str, data: dnslib.RD) -> None:
+        """One record of a name in which blanks and escapes are plain characters."""
+        label = dnslib.DNSLabel([part.encode() for part in name.removesuffix(".").split(".")])
+        self._records.append(dnslib.RR(label, getattr(dnslib.QTYPE, kind), ttl=60, rdata=data))
+
     def clear(self) -> None:
-        """Forget every record."""
+        """Forget every record and every failure."""
         self._records.clear()
+        self._failures.clear()
 
     def fail(self, name: str, code: str) -> None:
         """Answer all questions about a name with this response code; "" for properly again."""

@@ -19,7 +19,8 @@ TYPES: tuple[Type, ...] = ("A", "AAAA", "MX", "TXT", "PTR", "CNAME", "NS", "SOA"
 STATUSES: tuple[Status, ...] = ("ok", "nodata", "nxdomain", "tempfail")
 MAX_NAME = 253  # characters without the last dot (RFC 1035 §2.3.4: 255 octets with all lengths)
 
-_NAME = re.compile(r"[!-\-/-~]{1,63}(?:\.[!-\-/-~]{1,63})*")  # RFC 1035 §2.3.4: a label has 63 octets
+# RFC 1035 §2.3.4: a label has 63 octets. SPF can make names with blanks (RFC 7208 §7.1), and they are in the DNS.
+_NAME = re.compile(r"[ -\-/-~]{1,63}(?:\.[ -\-/-~]{1,63})*")
 _STRING = 255  # octets in one string of a TXT record: its length is one octet
 
 
@@ -186,7 +187,7 @@ def _host(text: str) -> str:
     if text == ".":
         return ""
     host = normal_name(text)
-    if host is None:
+    if host is None or " " in host:
         raise ValueError("is no name")
     return host
 

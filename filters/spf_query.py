@@ -1,0 +1,141 @@
+"""pyspf with what it gets wrong put right; it is told about the DNS by `look_up`, and by nothing else.
+
+What differs from the library:
+
+- Records that are too long, or have too many macros, are not read: its regular expressions take time that grows with
+  the square of a term. Within the limits the worst that was found takes 30 ms, and everything in use less than one.
+- A name that a macro makes too long loses labels until it fits; the library takes away one and leaves it there.
+- `ptr` and `%{p}` go on when the DNS fails, instead of making an error of it.
+- An explanation is looked up when it is needed: after a fail.
+- Of the addresses of a host no more than `MAX_ADDRESSES` are looked at.
+- A quoted local part may hold an "@".
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from smtpd.dns.answer import MAX_NAME
+from smtpd.replies import clean
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # SyntaxWarning and DeprecationWarning, where it is compiled or py3dns is missing
+    import spf
+
+MAX_RECORD = 8192  # octets; RFC 7208 §3.4 wants 512, the longest in use have some 4000
+MAX_RECORDS = 16384  # octets of all records that one check reads
+MAX_TERM = 512  # characters; a name has 253, and macros are shorter than what they stand for
+MAX_MACROS = 50  # of one record
+MAX_ADDRESSES = 100  # of one host that are looked at
+LONGEST_CHECK = 20.0  # seconds, RFC 7208 §4.6.4
+
+LookUp = Callable[[str, str, float], list[object] | None]
+"""Name, type and seconds it may take; the library's form of records, [] without any, or TempError.
+
+None when somebody else asks.
+"""
+
+TempError: type[Exception] = spf.TempError
+
+
+class Query(spf.query):  # type: ignore[misc]
+    """One check of one identity (RFC 7208 §4.1); `domain` is a name of two labels or more."""
+
+    def __init__(self, ip: IPv4Address | IPv6Address, local: str, domain: str, helo: str, receiver: str) -> None:
+        super().__init__(i=str(ip), s=f"{local}@{domain}", h=helo, receiver=receiver, querytime=LONGEST_CHECK)
+        self.l, self.o, self.d = local, domain, domain
+        self.prob = ""
+        self._level = 0
+        self._octets = 0
+        self._explanation: tuple[str, str] | None = None
+
+    def run(self) -> tuple[str, str]:
+        """The result (RFC 7208 §2.6), and what the domain says to it; it looks things up while it runs."""
+        result: str = self.check()[0]
+        return result, self._explain() if result == "fail" else ""
+
+    def check1(self, record: str, domain: str, recursion: int) -> tuple[str, int, str]:
+        """Evaluate a record; how deep it was included decides whether its explanation counts."""
+        outer, self._level = self._level, recursion
+        if not recursion:
+            self._explanation = None  # RFC 7208 §6.2: that of the domain it is redirected to counts instead
+        try:
+            found: tuple[str, int, str] = super().check1(record, domain, recursion)
+            return found
+        finally:
+            self._level = outer
+
+    def dns_spf(self, domain: str) -> str | None:
+        """The record of a domain, None without one; PermError when it has several, or one that is too long."""
+        record: str | None = super().dns_spf(domain)
+        if record is not None:
+            self._octets += len(record)
+            if len(record) > MAX_RECORD or self._octets > MAX_RECORDS or max(map(len, record.split(" "))) > MAX_TERM:
+                raise spf.PermError("The record is too long")
+            if record.count("%{") > MAX_MACROS:
+                raise spf.PermError("The record has too many macros")
+        return record
+
+    def get_explanation(self, spec: str) -> None:
+        """Remember where the explanation is; only that of the first record counts (RFC 7208 §6.2)."""
+        if not self._level:
+            self._explanation = spec, self.d
+
+    def _explain(self) -> str:
+        """The domain's words, printable ASCII; "" when there are none, or there is anything wrong with them."""
+        if self._explanation is None:
+            return ""
+        spec, self.d = self._explanation
+        try:
+            texts = self.dns_txt(spec, ignore_void=True)
+            if len(texts) != 1 or len(texts[0]) > MAX_TERM:
+                return ""
+            # The library would cut a long text as if it were a name, so it gets one word at a time.
+            return clean(" ".join(self.expand(word, stripdot=False) for word in spf.to_ascii(texts[0]).split(" ")))
+        except (spf.PermError, spf.TempError):
+            return ""  # RFC 7208 §6.2: as if there were no exp=
+
+    def expand(self, text: str, stripdot: bool = True) -> str:
+        """Fill in macros (RFC 7208 §7); `stripdot` where a domain is wanted."""
+        expanded: str = super().expand(text, stripdot)
+        if not stripdot or len(expanded) <= MAX_NAME:
+            return expanded
+        # RFC 7208 §7.3: labels go from the left until it fits
+        _, dot, rest = expanded[-MAX_NAME - 1 :].partition(".")
+        return rest if dot else expanded
+
+    def cidrmatch(self, addresses: list[str], length: int) -> bool:
+        """Whether the client is in the network of one of them, all of its own kind; much faster than the library's."""
+        client = int(self.ipaddr)
+        shift = self.ipaddr.max_prefixlen - length
+        try:
+            return any((int(ip_address(address)) ^ client) >> shift == 0 for address in addresses[:MAX_ADDRESSES])
+        except ValueError as error:
+            raise spf.PermError(str(error)) from error
+
+    def validated_ptrs(self) -> list[str]:
+        """Names of the client that lead back to it; a name that cannot be looked up is none (RFC 7208 §5.5)."""
+        try:
+            names = self.dns_ptr(self.i)[: spf.MAX_PTR]
+        except spf.TempError:
+            return []
+        return [name for name in names if self._leads_here(name)]
+
+    def _leads_here(self, name: str) -> bool:
+        try:
+            return bool(self.cidrmatch(self.dns_a(name, self.A), self.cidrmax))
+        except spf.TempError:
+            return False
+
+
+def use(look_up: LookUp) -> None:
+    """Let the library ask `look_up` from now on; call it once, there is but one way for the whole process."""
+    library = spf.DNSLookup
+
+    def ask(name: str, kind: str, strict: bool = True, timeout: float = LONGEST_CHECK) -> object:
+        found = look_up(name, kind, timeout)
+        return library(name, kind, strict, timeout) if found is None else found
+
+    spf.DNSLookup = ask
