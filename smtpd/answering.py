@@ -153,6 +153,8 @@ class Answering:
 
     def _finish(self) -> None:
         self._forget_mail()
+        if self.unread:
+            self._note_reading()
         for unread in self.unread:
             self.service.spawn(unread.remember())
         if self.service.policy.watches_close:

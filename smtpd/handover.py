@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -75,7 +75,8 @@ class Handover:
     """One message on its way to the agents."""
 
     __slots__ = (
-        "_begins_with_blank", "_conversation", "_has_id", "_in_flight", "_is_keyed", "_key", "_message", "_under_way",
+        "_begins_with_blank", "_conversation", "_has_id", "_in_flight", "_is_keyed", "_is_noted", "_key", "_message",
+        "_under_way",
     )  # fmt: skip
 
     def __init__(self, conversation: Answering, in_flight: InFlight, message: Message) -> None:
@@ -84,6 +85,7 @@ class Handover:
         self._message = message
         self._key: str | None = None
         self._is_keyed = False
+        self._is_noted = False
         self._has_id = False
         self._begins_with_blank = False
         self._under_way: ExitStack | None = None
@@ -185,7 +187,7 @@ class Handover:
         service = self._conversation.service
         try:
             async with asyncio.timeout(service.config.timeouts.delivery or None):
-                while other := service.journal.under_way(key):
+                while other := service.journal.under_way(key, self._in_flight.mail.recipients):
                     await other
         except TimeoutError:
             return False
@@ -195,16 +197,10 @@ class Handover:
 
     async def _begin(self) -> None:
         """At-most-once: note who may have the message from now on."""
-        conversation, recipients = self._conversation, self._in_flight.mail.recipients
-        await conversation.channel.run(conversation.service.journal.begin(self._find_key(), recipients))
-        if conversation.channel.vanished:  # in this very moment: nobody will get the message
-            under_way, self._under_way = self._under_way, None
-            nobody = dict.fromkeys(recipients, replies.OUR_FAULT)
-            conversation.service.spawn(self._withdraw(nobody, under_way or ExitStack()))
-
-    async def _withdraw(self, answers: Answers, under_way: ExitStack) -> None:
-        with under_way:
-            await self._record(answers, told=replies.OUR_FAULT)
+        channel, recipients = self._conversation.channel, self._in_flight.mail.recipients
+        await channel.run(self._conversation.service.journal.begin(self._find_key(), recipients))
+        if channel.vanished:  # in this very moment: nobody will get the message
+            self._note_for_retry(dict.fromkeys(recipients, replies.OUR_FAULT))
 
     async def _deliver(self) -> Answers:
         conversation, in_flight = self._conversation, self._in_flight
@@ -243,13 +239,27 @@ class Handover:
         conversation, individually = self._conversation, self._in_flight.answers_each
         reply = combine(answers, prdr=individually)
         is_partial = not reply.is_positive and any(map(_is_worth_noting, answers.values()))
-        if (is_partial or not conversation.service.journal.idle) and not self._is_left_behind:
-            work = self._record(answers, told=None if individually else reply)
-            if conversation.channel.vanished:
-                conversation.service.spawn(work)
-            else:
-                await conversation.channel.run(work, finish=True)
+        if self._is_left_behind:
+            pass  # it is noted when it is known
+        elif conversation.channel.vanished:
+            self._note_for_retry(answers)
+        elif is_partial or not conversation.service.journal.idle:
+            self._is_noted = not individually and not reply.is_positive
+            record = self._record(answers, told=None if individually else reply)
+            await conversation.channel.run(record, finish=True)
         return Outcome(reply, answers)
+
+    def _note_for_retry(self, answers: Answers) -> None:
+        """The client is gone and hears nothing: it will try again, but not before this is noted."""
+        self.mark()
+        under_way, self._under_way = self._under_way or ExitStack(), None
+        self._is_noted = True
+
+        async def note() -> None:
+            with under_way:
+                await self._record(answers, told=replies.BACKEND_TIMEOUT)
+
+        self._conversation.service.spawn(note())
 
     async def _record(self, answers: Answers, *, told: Reply | None) -> None:
         session, sender = self._conversation.session, self._in_flight.mail.sender.text
@@ -262,10 +272,10 @@ class Handover:
     def unread(self, outcome: Outcome) -> Unread | None:
         """Call when the outcome was said: what to remember should the client turn out not to have read it."""
         receiver, channel = self._in_flight.receiver, self._conversation.channel
-        if receiver is None:
+        if receiver is None:  # the agents are still at it
             return None
         taken = {recipient: reply for recipient, reply in (outcome.each or {}).items() if reply.is_positive}
-        if not taken or not self._has_id:
+        if self._is_noted or not taken or not self._has_id:
             self.done()
             return None
         flushes = channel.flushes
@@ -286,10 +296,12 @@ class Handover:
 
     def mark(self) -> None:
         """Let another attempt wait for this one."""
-        journal, key = self._conversation.service.journal, self._find_key()
-        if key is not None and self._under_way is None and journal.under_way(key) is None:
-            self._under_way = ExitStack()
-            self._under_way.enter_context(journal.hand_over(key))
+        journal, key, recipients = self._conversation.service.journal, self._find_key(), self._in_flight.mail.recipients
+        if key is not None and self._under_way is None:
+            under_way = ExitStack()
+            with suppress(RuntimeError):  # another one is
+                under_way.enter_context(journal.hand_over(key, recipients))
+                self._under_way = under_way
 
     def give_way(self, key: str) -> None:
         """Let others with this key go on."""

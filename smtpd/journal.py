@@ -17,6 +17,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from ipaddress import IPv6Address
@@ -95,8 +96,15 @@ class Journal:
         self._keep = keep
         self._remember_refusals = remember_refusals
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._under_way: dict[str, set[asyncio.Future[None]]] = {}
+        self._under_way: dict[str, list[_Attempt]] = {}
         self._begun: dict[str, _Entry] = {}  # at-most-once: what `begin` wrote, should it not be readable later
+
+    def renewed(self, *, guarantee: Guarantee, keep: float, remember_refusals: float) -> Journal:
+        """The same memory under other rules; what is under way goes on under its own."""
+        journal = copy(self)
+        journal._at_most_once = guarantee == "at-most-once"
+        journal._keep, journal._remember_refusals = keep, remember_refusals
+        return journal
 
     @property
     def idle(self) -> bool:
@@ -199,38 +207,51 @@ class Journal:
             grouped = _by_identity(outcomes)
             await self._update(key, lambda entry: self._settle(entry, grouped, complete=False))
 
-    def under_way(self, key: str | None) -> asyncio.Future[None] | None:
-        """A future that is done when the attempt under way in this process has ended; None when there is none.
+    def under_way(self, key: str | None, recipients: Iterable[Recipient]) -> asyncio.Future[None] | None:
+        """A future that is done when an attempt for one of the recipients has ended that is under way in this process.
 
-        Afterwards ask again: of several who waited, the first is under way then. Each caller has its own future.
+        None when there is none. Afterwards ask again: of several who waited, the first is under way then. Each
+        caller has its own future.
         """
-        waiting = self._under_way.get(key) if key is not None else None
-        if waiting is None:
+        attempt = self._attempt(key, recipients)
+        if attempt is None:
             return None
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiting.add(future)
-        future.add_done_callback(waiting.discard)
+        attempt.waiting.add(future)
+        future.add_done_callback(attempt.waiting.discard)
         return future
 
     @contextmanager
-    def hand_over(self, key: str | None) -> Iterator[None]:
-        """Mark the message as under way, from before `settled` until after `record`.
+    def hand_over(self, key: str | None, recipients: Iterable[Recipient]) -> Iterator[None]:
+        """Mark the message as under way to these recipients, from before `settled` until after `record`.
 
-        RuntimeError when it is already: wait for `under_way` first.
+        RuntimeError when it is already, to one of them: wait for `under_way` first.
         """
         if key is None:
             yield
             return
-        if key in self._under_way:
+        attempt = _Attempt(frozenset((one.agent, one.address.text) for one in recipients))
+        if self._attempt(key, recipients) is not None:
             raise RuntimeError("the message is under way already")
-        self._under_way[key] = set()
+        attempts = self._under_way.setdefault(key, [])
+        attempts.append(attempt)
         try:
             yield
         finally:
-            self._begun.pop(key, None)
-            for future in list(self._under_way.pop(key)):
+            attempts.remove(attempt)
+            if not attempts:
+                del self._under_way[key]
+                self._begun.pop(key, None)
+            for future in list(attempt.waiting):
                 if not future.done():
                     future.set_result(None)
+
+    def _attempt(self, key: str | None, recipients: Iterable[Recipient]) -> _Attempt | None:
+        attempts = self._under_way.get(key) if key is not None else None
+        if attempts is None:
+            return None
+        names = {(one.agent, one.address.text) for one in recipients}
+        return next((attempt for attempt in attempts if not names.isdisjoint(attempt.recipients)), None)
 
     def _settle(self, entry: _Entry, outcomes: Mapping[str, Sequence[Reply]], complete: bool) -> None:
         for identity, answers in outcomes.items():
@@ -283,6 +304,14 @@ class Journal:
 
     def _lock(self, key: str) -> asyncio.Lock:
         return self._locks.setdefault(key, asyncio.Lock())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Attempt:
+    """One that is under way: agents and addresses of its recipients, and who waits for its end."""
+
+    recipients: frozenset[tuple[str, str]]
+    waiting: set[asyncio.Future[None]] = field(default_factory=set)
 
 
 @dataclass(slots=True)

@@ -216,7 +216,12 @@ class Server:
     async def _replace(self, config: Config) -> None:
         self._check(config)
         if config.delivery != self.config.delivery:
-            self._journal = self._make_journal(config)
+            promised = config.delivery
+            self._journal = self._journal.renewed(
+                guarantee=promised.guarantee,
+                keep=promised.remember,
+                remember_refusals=promised.remember_refusals,
+            )
         old, options = self._generation, config.tls
         generation = self._make(config)
         async with asyncio.timeout(START_SECONDS):

@@ -75,7 +75,7 @@ class Stage:
         self._log = Log(LogOptions(connections=True), sink=self._lines)
         self._listens = listens
         self._services: Mapping[str, Service] = {}
-        config = Config.model_validate({
+        self._tables = {
             "hostname": "mx.test",
             "drain_timeout": 5.0,
             "listeners": {"smtp": {"address": "127.0.0.1:0", "mode": "smtp", "tls": "off", **(listener or {})}},
@@ -83,8 +83,8 @@ class Stage:
             "agents": {"keeper": AgentOptions(type="keeper")},
             "filters": {name: kind.Options() for name, kind in (filters or {}).items()},
             "metrics": {"enabled": False},
-            **(tables or {}),
-        })  # fmt: skip
+        }
+        config = Config.model_validate({**self._tables, **(tables or {})})
         self.server = Server(config, agents={"keeper": self._keeper(answer)}, filters=filters or {}, log=self._log)
 
     async def __aenter__(self) -> Self:
@@ -109,6 +109,13 @@ class Stage:
         """The one service, as if there were a certificate."""
         service = self._services["smtp"]
         return replace(service, can_start_tls=service.switches.tls == "starttls")
+
+    async def reload(self, tables: Table) -> None:
+        """Go on with other tables; conversations that have begun keep theirs."""
+        await self.server.reload(Config.model_validate({**self._tables, **tables}))
+        generation = self.server._generation
+        assert generation is not None
+        self._services = generation.services
 
     def talk(self, *, ip: str = "192.0.2.1", tls: TlsInfo | None = None, **parts: Any) -> Talk:
         """A client in memory; `parts` take the place of parts of the service."""

@@ -320,32 +320,32 @@ async def test_what_is_remembered_survives_a_restart(tmp_path: Path) -> None:
 
 async def test_a_second_attempt_waits_for_the_first() -> None:
     bench = Bench()
-    assert bench.journal.under_way(KEY) is None
-    with bench.journal.hand_over(KEY):
+    assert bench.journal.under_way(KEY, [bench.ann]) is None
+    with bench.journal.hand_over(KEY, [bench.ann]):
         assert not bench.journal.idle
-        gone, waiting = bench.journal.under_way(KEY), bench.journal.under_way(KEY)
+        gone, waiting = bench.journal.under_way(KEY, [bench.ann]), bench.journal.under_way(KEY, [bench.ann])
         assert gone is not None
         assert waiting is not None
         gone.cancel()
         await asyncio.sleep(0)  # callbacks
         assert not waiting.done()
-        assert bench.journal._under_way[KEY] == {waiting}
-        assert bench.journal.under_way(KEY[::-1]) is None
-        with pytest.raises(RuntimeError, match="under way"), bench.journal.hand_over(KEY):
+        assert bench.journal._under_way[KEY][0].waiting == {waiting}
+        assert bench.journal.under_way(KEY[::-1], [bench.ann]) is None
+        with pytest.raises(RuntimeError, match="under way"), bench.journal.hand_over(KEY, [bench.ann]):
             pass
-        last = bench.journal.under_way(KEY)
+        last = bench.journal.under_way(KEY, [bench.ann])
         assert last is not None
         last.cancel()
     await waiting
-    assert bench.journal.under_way(KEY) is None
+    assert bench.journal.under_way(KEY, [bench.ann]) is None
     assert bench.journal.idle
 
 
 async def test_an_attempt_that_broke_lets_the_next_one_go_on() -> None:
     bench = Bench()
-    attempt = bench.journal.hand_over(KEY)
+    attempt = bench.journal.hand_over(KEY, [bench.ann])
     attempt.__enter__()
-    waiting = bench.journal.under_way(KEY)
+    waiting = bench.journal.under_way(KEY, [bench.ann])
     assert waiting is not None
     assert not attempt.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
     await waiting
@@ -353,6 +353,6 @@ async def test_an_attempt_that_broke_lets_the_next_one_go_on() -> None:
 
 async def test_a_message_without_key_is_never_under_way() -> None:
     bench = Bench()
-    with bench.journal.hand_over(None), bench.journal.hand_over(None):
-        assert bench.journal.under_way(None) is None
+    with bench.journal.hand_over(None, [bench.ann]), bench.journal.hand_over(None, [bench.ann]):
+        assert bench.journal.under_way(None, [bench.ann]) is None
         assert bench.journal.idle
