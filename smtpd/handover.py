@@ -67,6 +67,7 @@ class Unread:
 
     def remember(self) -> Coroutine[Any, Any, None]:
         """The client was lost, and will try again: an attempt that comes before this has run waits for it."""
+        self._handover.shrink()
         self._handover.mark()
         return self._handover.remember(self._taken)
 

@@ -1,0 +1,199 @@
+"""A client that is lost behind our 250: whether it can have read it decides what a resend of the same octets means."""
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from journal_bench import Failing, ManualClock
+from letters import ANN, AT_MOST_ONCE, BOB, EARLIER, LATER, LMTP, Mailboxes, chunk, envelope, greeted, letter, send
+from stage import Stage, codes
+
+from smtpd.handover import SMALL
+from smtpd.journal import DELIVERED, Guarantee, Journal
+
+GUARANTEES: list[Guarantee] = ["at-least-once", "at-most-once"]
+SIZES = {"small": 0, "big": SMALL + 1, "spilled": 200_000}
+IN_MEMORY = {"limits": {"content_in_memory": 150_000}}
+
+both_guarantees = pytest.mark.parametrize("guarantee", GUARANTEES)
+every_size = pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
+
+
+def tables(guarantee: Guarantee, **others: Any) -> dict[str, Any]:
+    return {"delivery": {"guarantee": guarantee}, **IN_MEMORY, **others}
+
+
+def used(stage: Stage) -> int:
+    """Octets of content that are in memory."""
+    octets: int = stage.service.budget.used  # type: ignore[attr-defined]
+    return octets
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("listener", [None, LMTP], ids=["smtp", "lmtp"])
+@every_size
+@both_guarantees
+async def test_client_lost_before_it_read_our_reply_gets_no_second_copy(
+    guarantee: Guarantee, size: int, listener: Any
+) -> None:
+    store = Mailboxes()
+    async with Stage(answer=store.answer, listener=listener, tables=tables(guarantee)) as stage:
+        files = open_files()
+        for expected in (b"250 2.0.0 Ok, delivered [", EARLIER, EARLIER):
+            talk = stage.talk()
+            assert (await send(talk, letter(size=size))).startswith(expected)
+            await talk.hang_up()
+        assert store.copies == {ANN: 1}
+        assert (used(stage), open_files()) == (0, files)
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
+@pytest.mark.parametrize("next_octets", [b"NOOP\r\n", b"QUIT\r\n", b"RSET\r\n", b"nonsense\r\n", b"QUI"])
+@both_guarantees
+async def test_client_that_went_on_has_read_our_reply(guarantee: Guarantee, next_octets: bytes, size: int) -> None:
+    """The same octets again are then what they seem: sent a second time."""
+    store = Mailboxes()
+    async with Stage(answer=store.answer, tables=tables(guarantee)) as stage:
+        files = open_files()
+        for copies in (1, 2):
+            talk = stage.talk()
+            assert codes(await send(talk, letter(size=size))) == ["250"]
+            await talk.say(next_octets)
+            if b"\r\n" in next_octets:
+                assert (used(stage), open_files()) == (0, files)
+            await talk.hang_up()
+            assert store.copies == {ANN: copies}
+        assert (used(stage), open_files()) == (0, files)
+        assert stage.service.journal.idle is (guarantee == "at-least-once")
+
+
+@every_size
+@both_guarantees
+async def test_quit_in_the_same_burst_proves_nothing(guarantee: Guarantee, size: int) -> None:
+    store = Mailboxes()
+    async with Stage(answer=store.answer, tables=tables(guarantee)) as stage:
+        for expected in (b"250 2.0.0 Ok, delivered [", EARLIER):
+            talk = await greeted(stage.talk())
+            await talk.say(envelope())
+            said = await talk.say(chunk(letter(size=size)) + b"QUIT\r\n")
+            assert said.startswith(expected)
+            assert codes(said) == ["250", "221"]
+        assert store.copies == {ANN: 1}
+
+
+@both_guarantees
+async def test_only_the_client_that_heard_451_is_not_waited_for(guarantee: Guarantee) -> None:
+    """Everything about such a message is noted: it may sit there while another connection tries again."""
+    store = Mailboxes({BOB: [LATER]})
+    async with Stage(answer=store.answer, tables=tables(guarantee)) as stage:
+        for expected in ("451", "250"):
+            assert codes(await send(stage.talk(), letter(), ANN, BOB)) == [expected]
+        assert store.copies == {ANN: 1, BOB: 1}
+
+
+async def test_message_that_is_split_among_connections_waits_for_none_of_them() -> None:
+    store = Mailboxes()
+    async with Stage(answer=store.answer, tables=AT_MOST_ONCE) as stage:
+        for name in (ANN, BOB):
+            assert codes(await send(stage.talk(), letter(), name)) == ["250"]
+        assert store.copies == {ANN: 1, BOB: 1}
+
+
+@both_guarantees
+async def test_messages_of_one_burst_are_all_remembered_when_it_is_lost(guarantee: Guarantee) -> None:
+    store = Mailboxes()
+    async with Stage(answer=store.answer, tables=tables(guarantee)) as stage:
+        names = ["one", "two", "three"]
+        for _ in range(2):
+            talk = await greeted(stage.talk())
+            said = await talk.say(b"".join(envelope() + chunk(letter(name)) for name in names))
+            assert codes(said) == ["250"] * 9
+            assert used(stage) <= len(letter("three")), "only the last one needs its content"
+            await talk.hang_up()
+            assert not used(stage)
+            assert store.copies == {ANN: 3}
+
+
+async def test_the_same_message_twice_in_one_burst_does_not_wait_for_itself() -> None:
+    store = Mailboxes()
+    async with Stage(answer=store.answer, tables=AT_MOST_ONCE) as stage:
+        talk = await greeted(stage.talk())
+        assert codes(await talk.say((envelope() + chunk(letter())) * 2)) == ["250"] * 6
+        assert store.copies == {ANN: 2}
+        await talk.hang_up()
+        assert (await send(stage.talk(), letter())).startswith(EARLIER)
+        assert store.copies == {ANN: 2}
+
+
+async def test_burst_of_messages_in_files_does_not_keep_them_open(tmp_path: Path) -> None:
+    options = {"spool": str(tmp_path), "limits": {"content_in_memory": 10}}
+    async with Stage(tables=options) as stage:
+        files = open_files()
+        talk = await greeted(stage.talk())
+        await talk.say(b"".join(envelope() + chunk(letter(str(number))) for number in range(20)))
+        assert len(stage.kept) == 20
+        assert open_files() <= files + 1
+        await talk.say(b"NOOP\r\n")
+        assert open_files() == files
+
+
+async def test_resend_at_once_waits_until_the_loss_is_noted() -> None:
+    class Slow(Failing):
+        def __init__(self) -> None:
+            super().__init__(ManualClock())
+            self.go_on = asyncio.Event()
+
+        async def put(self, space: str, key: str, value: bytes, seconds: float) -> None:
+            await self.go_on.wait()
+            await super().put(space, key, value, seconds)
+
+    store, notes = Mailboxes(), Slow()
+    async with Stage(answer=store.answer) as stage:
+        journal = Journal(notes, log=stage.server.log)
+        talk = stage.talk(journal=journal)
+        await send(talk, letter())
+        await talk.hang_up()
+        retry = asyncio.create_task(send(stage.talk(journal=journal), letter()))
+        await asyncio.sleep(0)
+        assert notes.is_empty(DELIVERED)
+        notes.go_on.set()
+        assert (await retry).startswith(EARLIER)
+        assert store.copies == {ANN: 1}
+
+
+async def test_message_without_message_id_is_never_taken_for_another() -> None:
+    store = Mailboxes()
+    async with Stage(answer=store.answer) as stage:
+        for copies in (1, 2):
+            talk = stage.talk()
+            await send(talk, b"From: joe@client.test\r\n\r\nHi\r\n")
+            await talk.hang_up()
+            assert store.copies == {ANN: copies}
+        assert not used(stage)
+
+
+async def test_another_message_is_not_swallowed() -> None:
+    store = Mailboxes()
+    async with Stage(answer=store.answer) as stage:
+        for number, content in enumerate((letter("one"), letter("two"), letter("one") + b"P.S.\r\n"), 1):
+            talk = stage.talk()
+            await send(talk, content)
+            await talk.hang_up()
+            assert store.copies == {ANN: number}
+
+
+@pytest.mark.parametrize("prdr", [False, True])
+async def test_client_lost_after_a_mixed_outcome_finds_each_as_it_was(prdr: bool) -> None:
+    store = Mailboxes({BOB: [LATER]})
+    async with Stage(answer=store.answer) as stage:
+        talk = stage.talk()
+        await send(talk, letter(), ANN, BOB, prdr=prdr)
+        await talk.hang_up()
+        said = await send(stage.talk(), letter(), ANN, BOB, prdr=prdr)
+        assert codes(said) == (["353", "250", "250", "250"] if prdr else ["250"])
+        assert store.copies == {ANN: 1, BOB: 1}
