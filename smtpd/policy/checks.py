@@ -183,7 +183,8 @@ class Hook:
         if failure is not None or refusal is None or check.observes or self.act_at != self.stage:
             key = "" if refusal is None else refusal.key
             result = failure or self._result(refusal)
-            case.note(Decision(check.name, self.stage, result, key, seconds, verdict.labels, verdict.score))
+            labels = verdict.labels | verdict.marks
+            case.note(Decision(check.name, self.stage, result, key, seconds, labels, verdict.score))
         if check.observes:
             return
         scope = verdict.recipients
@@ -191,6 +192,8 @@ class Hook:
             scope = frozenset((case.recipient,))
         if verdict.labels:
             case.mark(verdict.labels, scope)
+        if verdict.marks:
+            case.mark(verdict.marks, None)
         headers = tuple(verdict.headers)
         if refusal is not None or headers or (verdict.labels and case.mail is None):
             self._keep(case, Held(
@@ -233,8 +236,9 @@ def _look_over(verdict: object, hook: str) -> None:
         raise TypeError(f"{hook} returned {type(verdict).__name__}, not a Verdict")
     if not isinstance(verdict.reply, Reply | None):
         raise TypeError(f"{hook} returned {type(verdict.reply).__name__} as reply")
-    if not isinstance(verdict.labels, Set) or not all(isinstance(label, str) for label in verdict.labels):
-        raise TypeError(f"{hook} returned labels that are no set of strings")
+    for labels in (verdict.labels, verdict.marks):
+        if not isinstance(labels, Set) or not all(isinstance(label, str) for label in labels):
+            raise TypeError(f"{hook} returned labels that are no set of strings")
     if not isinstance(verdict.recipients, Set | None):
         raise TypeError(f"{hook} returned recipients that are no set")
     for name, value in verdict.headers:

@@ -22,7 +22,8 @@ class Verdict:
     value may be folded, any other line break in it becomes a space. `recipients` limits the verdict to
     some, None means all; a verdict of `on_rcpt` is about the recipient asked for, unless it says
     otherwise. Headers of a limited verdict are added only if it holds for all recipients of the
-    message: nobody may read there who else received it.
+    message: nobody may read there who else received it. `marks` are labels for the whole message,
+    when `recipients` limits the rest.
     """
 
     reply: Reply | None = None
@@ -30,6 +31,7 @@ class Verdict:
     labels: frozenset[str] = frozenset()
     headers: Sequence[tuple[str, str]] = ()
     recipients: frozenset[Recipient] | None = None
+    marks: frozenset[str] = frozenset()
 
 
 PASS = Verdict()
