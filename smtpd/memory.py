@@ -81,8 +81,15 @@ class MemoryTransport:
 class Talk:
     """One client in memory. `ip` is the address it seems to come from; `tls` makes it look encrypted."""
 
-    def __init__(self, service: Service, *, ip: str = "192.0.2.1", tls: TlsInfo | None = None) -> None:
-        self.transport = MemoryTransport()
+    def __init__(
+        self,
+        service: Service,
+        *,
+        ip: str = "192.0.2.1",
+        tls: TlsInfo | None = None,
+        transport: MemoryTransport | None = None,
+    ) -> None:
+        self.transport = transport or MemoryTransport()
         self._channel = Channel(self.transport, asyncio.get_running_loop())
         self._over = asyncio.Event()
         self._channel.on_finished = self._over.set

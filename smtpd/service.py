@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,6 +64,8 @@ class Service:
     greeting: bytes
     accepted_fields: str
     """What the log line of every accepted message says of the reply."""
+    now: Callable[[], float] = time.time
+    """The time of day, seconds since 1970."""
     ehlo_replies: dict[tuple[bool, bool, bool, bool], bytes] = field(default_factory=dict)
     """Replies to EHLO made so far: there are sixteen at most."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,8 @@ class Services:
     """Answers questions about a connection. About a message, ask `lookups`."""
     lookups_per_message: int = 0
     """See `[smtpd.dns]`."""
+    now: Callable[[], float] = time.time
+    """What time it is, seconds since 1970; ask here, so that a run can be repeated (`smtpd explain --time`)."""
 
     def lookups(self, mail: Transaction) -> Resolver:
         """The resolver for one message: all its filters share one limit."""

@@ -24,8 +24,8 @@ class _Clock:
         self._second = -1
         self._text = ""
 
-    def __call__(self) -> str:
-        second = int(time.time())
+    def __call__(self, moment: float) -> str:
+        second = int(moment)
         if second != self._second:
             self._second, self._text = second, formatdate(second, localtime=True)
         return self._text
@@ -49,19 +49,21 @@ def address_literal(session: Session) -> str:
     return f"[IPv6:{session.ip_text}]" if isinstance(session.ip, IPv6Address) else f"[{session.ip_text}]"
 
 
-def received(session: Session, mail: Transaction, hostname: str) -> bytes:
+def received(session: Session, mail: Transaction, hostname: str, moment: float | None = None) -> bytes:
     """One complete Received field of this hop (RFC 5321 §4.4).
 
     `for` stands there only with a single recipient, so no blind copy is given away (§7.2). A HELO
     that is no domain or literal is left out in favour of the address; no login is ever named.
+    `moment` is the time of day, seconds since 1970; None: now.
     """
+    date = _date(time.time() if moment is None else moment)
     literal = address_literal(session)
     helo = session.helo if _DOMAIN_LIKE.fullmatch(session.helo) else literal
     tls = f"\r\n\t({session.tls.version} {comment(session.tls.cipher)})" if session.tls else ""
     recipient = f"\r\n\tfor <{_path(mail.recipients[0].address.text)}>" if len(mail.recipients) == 1 else ""
     return (
         f"Received: from {helo} ({literal})\r\n\tby {hostname} (smtpd) with {protocol(session, mail)}{tls}"
-        f" id {mail.id}{recipient};\r\n\t{_date()}\r\n"
+        f" id {mail.id}{recipient};\r\n\t{date}\r\n"
     ).encode("utf-8" if mail.smtputf8 else "ascii", "replace")
 
 

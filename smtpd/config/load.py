@@ -31,12 +31,13 @@ class Report:
     """What could be read in spite of the mistakes."""
 
 
-def load(path: FilePath | None, environ: Mapping[str, str]) -> Config:
+def load(path: FilePath | None, environ: Mapping[str, str], *, over: Tree | None = None, files: bool = True) -> Config:
     """Read the file (None: the developer set-up below the current directory) and what overrides it.
 
-    Raises ConfigError with every mistake at once.
+    `over` is laid over the tables of the file, table by table. `files=False`: certificates and the like need not be
+    there, as nothing will be served. Raises ConfigError with every mistake at once.
     """
-    report, _ = _read_and_build(path, environ)
+    report, _ = _read_and_build(path, environ, over=over, files=files)
     if report.config is None:
         raise ConfigError(report.problems)
     return report.config
@@ -59,10 +60,12 @@ def check(path: FilePath | None, environ: Mapping[str, str]) -> Report:
     return Report(None, problems, report.warnings)
 
 
-def _read_and_build(path: FilePath | None, environ: Mapping[str, str]) -> tuple[Report, Origins]:
+def _read_and_build(
+    path: FilePath | None, environ: Mapping[str, str], *, over: Tree | None = None, files: bool = True
+) -> tuple[Report, Origins]:
     origins = Origins("developer set-up" if path is None else path.name, {})
     if path is None:
-        return _build(developer_tables(FilePath.cwd()), origins, environ, files=False), origins
+        return _build(_laid_over(developer_tables(FilePath.cwd()), over), origins, environ, files=False), origins
     try:
         text = _read(path)
         document = tomllib.loads(text)
@@ -76,15 +79,25 @@ def _read_and_build(path: FilePath | None, environ: Mapping[str, str]) -> tuple[
     tree = document.get("smtpd")
     if not isinstance(tree, dict):
         return Report(None, [Problem(path.name, None, "smtpd", "there is no table [smtpd]")]), origins
-    return _build(tree, origins, environ, files=True), origins
+    return _build(_laid_over(tree, over), origins, environ, files=files), origins
 
 
-def from_tables(tables: Mapping[str, object]) -> Config:
+def _laid_over(tables: Tree, over: Tree | None) -> Tree:
+    result = dict(tables)
+    for key, value in (over or {}).items():
+        below = result.get(key)
+        result[key] = (
+            _laid_over(below, value) if isinstance(below, dict) and isinstance(value, dict) else deepcopy(value)
+        )
+    return result
+
+
+def from_tables(tables: Mapping[str, object], *, over: Tree | None = None, files: bool = True) -> Config:
     """Make a configuration from plain tables, as they would stand below `[smtpd]`; for embedding and tests.
 
-    Raises ConfigError.
+    `over` and `files` as in `load`. Raises ConfigError.
     """
-    report = _build(deepcopy(dict(tables)), Origins("configuration", {}), {}, files=True)
+    report = _build(deepcopy(_laid_over(dict(tables), over)), Origins("configuration", {}), {}, files=files)
     if report.config is None:
         raise ConfigError(report.problems)
     return report.config
