@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import NamedTuple
 
 MAX_OPEN = 128  # folders with open directories, two descriptors each
@@ -138,7 +139,8 @@ def make_directory(path: str, access: Access) -> None:
         return
     except FileNotFoundError:
         make_directory(os.path.dirname(path), access)
-        os.mkdir(path, access.directory)
+        with suppress(FileExistsError):  # several processes may store below it, and another one was faster
+            os.mkdir(path, access.directory)
     if access.beats_umask:
         os.chmod(path, access.directory)
     descriptor = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -1,5 +1,7 @@
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 from delivery_agents.directories import MAX_OPEN, OWNER, Box, Folders
 
@@ -24,3 +26,19 @@ def test_folders_used_longest_ago_are_closed_when_there_are_too_many(tmp_path: P
     assert len(os.listdir("/dev/fd")) == before + 2 * MAX_OPEN
     folders.close()
     assert len(os.listdir("/dev/fd")) == before
+
+
+def test_several_may_make_the_same_mailbox_at_the_same_time(tmp_path: Path) -> None:
+    together = Barrier(4, timeout=30)
+
+    def make(number: int) -> None:
+        folders = Folders(OWNER)
+        box = Box(str(tmp_path / f"domain{number}" / "user"), ".Junk", create=True)
+        together.wait()
+        folders.open(box)
+        folders.close()
+
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(100):
+            for made in [pool.submit(make, number) for _ in range(4)]:
+                made.result()
