@@ -212,12 +212,22 @@ class Dovecot:
         master.wait()
 
     def kill_deliveries(self) -> None:
-        """kill -9 of some processes that speak LMTP, not of the youngest: it would think that they fail to start."""
+        """kill -9 of a few processes that speak LMTP."""
+        speaking = self._speaking()
+        _kill(*random.sample(speaking, min(len(speaking), 3)))
+
+    def end_deliveries(self) -> None:
+        """End processes that speak LMTP in an orderly way, as at a restart; there will be new ones."""
+        for pid in self._speaking():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+
+    def _speaking(self) -> list[int]:
+        """The older half of the processes that speak LMTP: ended too young, they would seem unable to start."""
         assert self._master is not None
         speaking = sorted(pid for pid, name in _children(self._master.pid).items() if name == "lmtp")
-        old = speaking[: len(speaking) // 2]
-        assert old, self.log()
-        _kill(*random.sample(old, min(len(old), 3)))
+        assert len(speaking) > 1, self.log()
+        return speaking[: len(speaking) // 2]
 
     def mails(self, user: str, folder: str = "INBOX") -> list[bytes]:
         """The messages in a folder by IMAP, in the order of arrival."""

@@ -152,7 +152,10 @@ async def test_orderly_restart_of_the_store_under_load_loses_nothing(
         await post.progress(5 * SENDERS)
         await asyncio.to_thread(store.stop)
         await asyncio.to_thread(store.start)
-        await post.progress(5 * SENDERS)
+        for _ in range(5):
+            await post.progress(2 * SENDERS)
+            await asyncio.to_thread(store.end_deliveries)
+        await post.progress(SENDERS)
     await asyncio.to_thread(house.stop)
     found = await asyncio.to_thread(house.found, post.users)
     assert not post.unaccounted(found, house.lines)
