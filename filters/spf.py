@@ -161,6 +161,7 @@ class Spf(Filter):
             return SpfResults(mailfrom, await checking)
         finally:
             checking.cancel()
+            checking.add_done_callback(_hear)
 
     async def _one(
         self,
@@ -191,6 +192,12 @@ class Spf(Filter):
             reply = replies.SPF_FAIL_EXPLAINED
         filled = reply(ip=session.ip, domain=check.domain, reason=check.reason, explanation=check.explanation)
         return Verdict(filled, labels=labels)
+
+
+def _hear(task: asyncio.Task[SpfCheck]) -> None:
+    """Nobody else may want to know how it ended: when both break, one of them is told of."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _both(first: Verdict, second: Verdict) -> Verdict:

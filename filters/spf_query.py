@@ -8,11 +8,13 @@ What differs from the library:
 - `ptr` and `%{p}` go on when the DNS fails, instead of making an error of it.
 - An explanation is looked up when it is needed: after a fail.
 - Of the addresses of a host no more than `MAX_ADDRESSES` are looked at.
+- A macro that does not follow the grammar is an error everywhere.
 - A quoted local part may hold an "@".
 """
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -30,6 +32,9 @@ MAX_TERM = 512  # characters; a name has 253, and macros are shorter than what t
 MAX_MACROS = 50  # of one record
 MAX_ADDRESSES = 100  # of one host that are looked at
 LONGEST_CHECK = 20.0  # seconds, RFC 7208 §4.6.4
+
+# RFC 7208 §7.1; digits are not zero (§7.3)
+_MACRO_STRING = re.compile(r"(?:[^%]|%[%_-]|%\{[slodipvhcrt](?!0+\D)\d*r?[.\-+,/_=]*\})*+", re.IGNORECASE)
 
 LookUp = Callable[[str, str, float], list[object] | None]
 """Name, type and seconds it may take; the library's form of records, [] without any, or TempError.
@@ -98,7 +103,9 @@ class Query(spf.query):  # type: ignore[misc]
             return ""  # RFC 7208 §6.2: as if there were no exp=
 
     def expand(self, text: str, stripdot: bool = True) -> str:
-        """Fill in macros (RFC 7208 §7); `stripdot` where a domain is wanted."""
+        """Fill in macros (RFC 7208 §7); `stripdot` where a domain is wanted. PermError for what is none."""
+        if not _MACRO_STRING.fullmatch(text):
+            raise spf.PermError("Invalid macro", clean(text))
         expanded: str = super().expand(text, stripdot)
         if not stripdot or len(expanded) <= MAX_NAME:
             return expanded

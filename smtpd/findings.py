@@ -58,10 +58,12 @@ class SpfResults:
 
     def results(self) -> Iterable[MethodResult]:
         """RFC 8601 §2.7.2."""
-        for check in (self.mailfrom, self.helo):
-            if check is not None and (check is self.mailfrom or check.identity != self.mailfrom.identity):
-                properties = (("smtp", check.identity, check.identifier or check.domain),)
-                yield MethodResult("spf", check.result, reason=check.reason, properties=properties)
+        checks = [self.mailfrom]
+        if self.helo is not None and self.helo.identity != self.mailfrom.identity:
+            checks.append(self.helo)
+        for check in checks:
+            properties = (("smtp", check.identity, check.identifier or check.domain),)
+            yield MethodResult("spf", check.result, reason=check.reason, properties=properties)
 
 
 @dataclass(frozen=True, slots=True)
