@@ -19,6 +19,7 @@ from letters import (
     SPAM,
     TIMED_OUT,
     Mailboxes,
+    chunk,
     envelope,
     greeted,
     impatient,
@@ -86,7 +87,7 @@ async def test_retry_after_a_late_delivery_hears_how_it_ended(guarantee: Guarant
             assert codes(said) == ["451"], "bob is asked for again: RCPT came before it was known"
             talk = await greeted(stage.talk())
             assert codes(await talk.say(envelope(ANN, BOB))) == ["250", "250", "550"]
-            assert (await talk.say(b"BDAT %d LAST\r\n%b" % (len(letter()), letter()))).startswith(EARLIER)
+            assert (await talk.say(chunk(letter()))).startswith(EARLIER)
         else:
             assert codes(said) == ["250", "550"]
         assert store.copies == {ANN: 1, BOB: 0}
@@ -148,6 +149,24 @@ async def test_client_that_vanishes_during_the_hand_over_and_comes_back_at_once(
         await first
         assert store.copies == {ANN: 1}
         assert not stage.events("not-handed-over")
+
+
+@both_guarantees
+async def test_mixed_outcome_that_nobody_heard_is_as_any_other(guarantee: Guarantee) -> None:
+    store = Mailboxes({BOB: [LATER], EVE: [NOBODY]}, holds=True)
+    async with Stage(answer=store.answer, tables=guaranteed(guarantee)) as stage:
+        talk = stage.talk()
+        first = asyncio.create_task(send(talk, letter(), ANN, BOB, EVE))
+        await store.begun.wait()
+        gone = asyncio.create_task(talk.hang_up())
+        await asyncio.sleep(0)
+        store.go_on.set()
+        await gone
+        await first
+        talk = await greeted(stage.talk())
+        assert codes(await talk.say(envelope(ANN, BOB, EVE))) == ["250", "250", "250", "550"]
+        assert codes(await talk.say(chunk(letter()))) == ["250"]
+        assert store.copies == {ANN: 1, BOB: 1, EVE: 0}
 
 
 async def test_attempts_that_wait_for_one_that_failed_go_on_one_after_another() -> None:
@@ -244,20 +263,28 @@ async def test_refusal_of_a_filter_for_an_unknown_recipient_is_heard_at_rcpt_on_
         assert codes(await send(stage.talk(), letter(), ANN, BOB)) == ["451"]
         talk = await greeted(stage.talk())
         assert codes(await talk.say(envelope(ANN, BOB))) == ["250", "550", "250"]
-        assert (await talk.say(b"BDAT %d LAST\r\n%b" % (len(letter()), letter()))).startswith(EARLIER)
+        assert (await talk.say(chunk(letter()))).startswith(EARLIER)
         assert [kept.recipients for kept in stage.kept] == [(BOB,)]
 
 
-@pytest.mark.parametrize("verdict", [SPAM, {ANN: SPAM, BOB: SPAM}], ids=["whole", "each"])
+@pytest.mark.parametrize(
+    ("verdict", "expected", "for_bob"),
+    [
+        (SPAM, b"550 5.0.0 Delivered, but not to bob@example.test: No [", 0),
+        ({ANN: SPAM}, b"250 2.0.0 Ok, delivered", 1),
+    ],
+    ids=["for-everybody", "for-who-has-it"],
+)
 @both_guarantees
-async def test_what_was_delivered_cannot_be_refused_by_a_filter_any_more(guarantee: Guarantee, verdict: Any) -> None:
+async def test_what_was_delivered_cannot_be_refused_by_a_filter_any_more(
+    guarantee: Guarantee, verdict: Any, expected: bytes, for_bob: int
+) -> None:
     store = Mailboxes({BOB: [LATER]})
     filters = {"some": refusing(None, verdict)}
     async with Stage(answer=store.answer, filters=filters, tables=guaranteed(guarantee)) as stage:
         assert codes(await send(stage.talk(), letter(), ANN, BOB)) == ["451"]
-        said = await send(stage.talk(), letter(), ANN, BOB)
-        assert said.startswith(b"550 5.0.0 Delivered, but not to bob@example.test: No [")
-        assert store.copies == {ANN: 1, BOB: 0}
+        assert (await send(stage.talk(), letter(), ANN, BOB)).startswith(expected)
+        assert store.copies == {ANN: 1, BOB: for_bob}
 
 
 async def test_what_was_delivered_stays_so_when_filters_put_the_retry_off() -> None:
@@ -324,7 +351,7 @@ async def test_error_in_one_agent_of_two_costs_only_its_recipients_another_attem
         for expected in (b"451 4.3.0 Not delivered to everybody", b"250 2.0.0 Ok, delivered"):
             talk = await server.connect()
             await talk.say(envelope(ANN, "bob@other.test"))
-            assert (await talk.say(b"BDAT %d LAST\r\n%b" % (len(letter()), letter()))).startswith(expected)
+            assert (await talk.say(chunk(letter()))).startswith(expected)
         assert (told(server, "first"), told(server, "second")) == ([[ANN]], [["bob@other.test"]])
         server.forget("delivery-failed")
 
@@ -338,9 +365,9 @@ async def test_recipients_of_a_second_agent_come_in_a_transaction_of_their_own()
             said = await talk.say(envelope(ANN, "bob@other.test", EVE))
             assert codes(said) == ["250", "250", "452", "250"]
             assert b"452 4.5.3 bob@other.test needs a transaction of its own, send it separately [" in said
-            assert codes(await talk.say(b"BDAT %d LAST\r\n%b" % (len(letter()), letter()))) == ["250"]
+            assert codes(await talk.say(chunk(letter()))) == ["250"]
             assert codes(await talk.say(envelope("bob@other.test"))) == ["250", "250"]
-            assert codes(await talk.say(b"BDAT %d LAST\r\n%b" % (len(letter()), letter()))) == ["250"]
+            assert codes(await talk.say(chunk(letter()))) == ["250"]
         finally:
             Second.breaks = True
         assert (told(server, "first"), told(server, "second")) == ([[ANN, EVE]], [["bob@other.test"]])

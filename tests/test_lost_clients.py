@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from journal_bench import Failing, ManualClock
-from letters import ANN, AT_MOST_ONCE, BOB, EARLIER, LATER, LMTP, Mailboxes, chunk, envelope, greeted, letter, send
+from letters import ANN, BOB, EARLIER, LATER, LMTP, Mailboxes, chunk, envelope, greeted, letter, send
 from stage import Stage, codes
 
 from smtpd.handover import SMALL
@@ -15,14 +15,14 @@ from smtpd.journal import DELIVERED, Guarantee, Journal
 
 GUARANTEES: list[Guarantee] = ["at-least-once", "at-most-once"]
 SIZES = {"small": 0, "big": SMALL + 1, "spilled": 200_000}
-IN_MEMORY = {"limits": {"content_in_memory": 150_000}}
+COMMON = {"limits": {"content_in_memory": 150_000}, "timeouts": {"delivery": 2.0}}  # nobody should ever wait for that
 
 both_guarantees = pytest.mark.parametrize("guarantee", GUARANTEES)
 every_size = pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
 
 
-def tables(guarantee: Guarantee, **others: Any) -> dict[str, Any]:
-    return {"delivery": {"guarantee": guarantee}, **IN_MEMORY, **others}
+def tables(guarantee: Guarantee) -> dict[str, Any]:
+    return {"delivery": {"guarantee": guarantee}, **COMMON}
 
 
 def used(stage: Stage) -> int:
@@ -98,7 +98,7 @@ async def test_only_the_client_that_heard_451_is_not_waited_for(guarantee: Guara
 
 async def test_message_that_is_split_among_connections_waits_for_none_of_them() -> None:
     store = Mailboxes()
-    async with Stage(answer=store.answer, tables=AT_MOST_ONCE) as stage:
+    async with Stage(answer=store.answer, tables=tables("at-most-once")) as stage:
         for name in (ANN, BOB):
             assert codes(await send(stage.talk(), letter(), name)) == ["250"]
         assert store.copies == {ANN: 1, BOB: 1}
@@ -121,7 +121,7 @@ async def test_messages_of_one_burst_are_all_remembered_when_it_is_lost(guarante
 
 async def test_the_same_message_twice_in_one_burst_does_not_wait_for_itself() -> None:
     store = Mailboxes()
-    async with Stage(answer=store.answer, tables=AT_MOST_ONCE) as stage:
+    async with Stage(answer=store.answer, tables=tables("at-most-once")) as stage:
         talk = await greeted(stage.talk())
         assert codes(await talk.say((envelope() + chunk(letter())) * 2)) == ["250"] * 6
         assert store.copies == {ANN: 2}
