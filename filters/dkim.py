@@ -17,12 +17,12 @@ Results (RFC 8601 §2.7.1):
 - permerror: there is no key, it was revoked, cannot be read or is not for this; or From is not signed.
 
 A stranger cannot make it work hard: `max_signatures` are looked at, each with one lookup; keys and header sections
-have limits; a body is read once for each of the two canonicalisations, in a thread when it is big. Of too many
+have limits; a body is read once however many sign it, in a thread when it is big, one big one at a time. Of too many
 signatures those that have to do with the domain in From come first, then the topmost.
 
-dkimpy is behind it, with guards: it reads tags and keys, judges what a signature says, and canonicalises header
-fields. Bodies are canonicalised and the fields to sign chosen by code of our own, which takes the same time whatever
-the message looks like, and the arithmetic of keys is that of OpenSSL. `smtpd_dkim_checks_total` counts results.
+dkimpy is behind it, with guards: it reads tags and keys, and has the last word on what a signature says. Fields are
+chosen and canonicalised, and bodies hashed, by code of our own that takes the same time whatever the message looks
+like; the arithmetic of keys is that of OpenSSL. `smtpd_dkim_checks_total` counts results.
 """
 
 from __future__ import annotations
@@ -38,9 +38,11 @@ from filters.dkim_header import HeaderSection
 from filters.dkim_keys import Found, Keys, Unusable
 from filters.dkim_signature import Signature, claimed_domain, described, read_signature, read_tags
 from filters.dkim_verification import Candidate, Verification
+from filters.headers import FieldNames
 from smtpd import metrics, replies
 from smtpd.address_list import parse_address_list
 from smtpd.addresses import AddressError
+from smtpd.content import MAX_HEAD
 from smtpd.findings import DkimResults, DkimSignature
 from smtpd.model import ContentSource, Message, Transaction
 from smtpd.options import Bytes, FilterOptions, Strings
@@ -79,18 +81,18 @@ class DkimOptions(FilterOptions):
     testing_keys: Literal["ignore", "count"] = "ignore"
     """Whether a pass by a key with t=y counts; RFC 6376 §3.6.1 wants such a message to be treated as unsigned."""
     # The same as `headers` refuses, and what decides how a body is shown.
-    single: Strings = (
+    single: FieldNames = (
         "Content-Transfer-Encoding", "Content-Type", "Date", "Message-ID", "MIME-Version", "Sender", "Subject"
     )  # fmt: skip
     """Fields, besides From, that make a signature worthless when there are more of them than it signs."""
     # Postfix with opendkim looks at all; Gmail at 5 or so.
     max_signatures: Annotated[int, Field(ge=1, le=50)] = 8
     """Most signatures of a message that are looked at."""
-    min_rsa_bits: Annotated[int, Field(ge=1024)] = 1024
+    min_rsa_bits: Annotated[int, Field(ge=1024, le=4096)] = 1024
     """Smallest RSA key that counts; RFC 8301 allows no less than 1024."""
-    max_rsa_bits: Annotated[int, Field(ge=2048, le=8192)] = 4096
+    max_rsa_bits: Annotated[int, Field(ge=4096, le=8192)] = 4096
     """Biggest RSA key that is computed with."""
-    max_header: Annotated[Bytes, Field(gt=0, le=1 << 20)] = 256 << 10
+    max_header: Annotated[Bytes, Field(gt=0, lt=MAX_HEAD)] = 256 << 10
     """Biggest header section in which signatures are looked at."""
     max_fields: Annotated[int, Field(ge=1, le=10_000)] = 1000
     """Most fields of a header section in which signatures are looked at."""
@@ -108,8 +110,9 @@ class Dkim(Filter):
         super().__init__(name, options, services)
         self._wishes = options
         self._keys = Keys(min_bits=options.min_rsa_bits, max_bits=options.max_rsa_bits)
-        self._single = tuple(field.lower().encode() for field in options.single)
         checks = services.metrics.counter(CHECKS)
+        # A thread that computes can hold the event loop up for sys.getswitchinterval(), 5 ms; several do so in turns.
+        self._big = asyncio.Semaphore(1)
         self._checks = {result: checks.labels(name, result) for result in RESULTS}
 
     def can_refuse(self) -> bool:
@@ -121,25 +124,25 @@ class Dkim(Filter):
         """All signatures, up to the limit."""
         head = message.content.head()
         if _FIELD not in head.lower():
-            return self._judge(mail, DkimResults(), frozenset())
+            return self._judge(mail, DkimResults())
         try:
             header = HeaderSection(head, max_octets=self._wishes.max_header, max_fields=self._wishes.max_fields)
         except Unusable as unusable:
             report = DkimSignature(unusable.result, "", "", reason=unusable.reason)
-            return self._judge(mail, DkimResults((report,)), frozenset())
-        authors = _author_domains(header)
-        places, left_out = self._choose(header, authors)
+            return self._judge(mail, DkimResults((report,)))
+        places, left_out = self._choose(header)
         candidates = [self._candidate(header, place) for place in places]
         names = {one.found.key_name for one in candidates if isinstance(one.found, Signature)}
         keys = await self._keys.find(self.services.lookups(mail), sorted(names))
         reports = await self._verify(header, message.content, candidates, keys)
-        return self._judge(mail, DkimResults(reports, unchecked=left_out), authors)
+        return self._judge(mail, DkimResults(reports, unchecked=left_out), header)
 
-    def _choose(self, header: HeaderSection, authors: frozenset[str]) -> tuple[list[int], int]:
+    def _choose(self, header: HeaderSection) -> tuple[list[int], int]:
         """The signatures to look at, topmost first, and how many there are besides."""
         places, limit = header.places(_FIELD), self._wishes.max_signatures
         if len(places) <= limit:
             return places, 0
+        authors = _author_domains(header)
         ranked = sorted(places, key=lambda place: _distance(claimed_domain(header.value(place)), authors))
         return sorted(ranked[:limit]), len(places) - limit
 
@@ -161,32 +164,32 @@ class Dkim(Filter):
             content,
             candidates,
             keys,
-            single=self._single,
+            single=self._wishes.single,
             counts_partial=self._wishes.body_length == "count",
             counts_tried=self._wishes.testing_keys == "count",
         )
         if content.size <= INLINE:
             return verification.run()
-        try:
-            return await asyncio.to_thread(verification.run)
-        finally:
-            verification.is_abandoned = True
+        async with self._big:
+            try:
+                return await asyncio.to_thread(verification.run)
+            finally:
+                verification.is_abandoned = True
 
-    def _judge(self, mail: Transaction, results: DkimResults, authors: frozenset[str]) -> Verdict:
+    def _judge(self, mail: Transaction, results: DkimResults, header: HeaderSection | None = None) -> Verdict:
         mail.facts.add(results)
         for one in results.signatures:
             self._checks[one.result].inc()
         if not results.signatures:
             self._checks["none"].inc()
-        label, reply = self._action(results.signatures, authors)
+        label, reply = self._action(results.signatures, header)
         return Verdict(reply, labels=frozenset((label,)))
 
-    def _action(self, signatures: Sequence[DkimSignature], authors: frozenset[str]) -> tuple[str, Reply | None]:
+    def _action(self, signatures: Sequence[DkimSignature], header: HeaderSection | None) -> tuple[str, Reply | None]:
         wishes = self._wishes
         counting = [one for one in signatures if one.result == "pass" and one.counts]
         if counting:
-            is_aligned = any(_distance(one.domain, authors) < _STRANGER for one in counting)
-            refused = wishes.unaligned == "reject" and not is_aligned
+            refused = wishes.unaligned == "reject" and not _is_by_author(counting, header)
             return "dkim-pass", replies.DKIM_NOT_BY_AUTHOR() if refused else None
         if any(one.result == "temperror" for one in signatures):
             return "dkim-temperror", replies.DKIM_KEY_LATER() if wishes.temperror == "defer" else None
@@ -208,6 +211,11 @@ def _distance(domain: str, authors: frozenset[str]) -> int:
         return 0
     is_related = any(domain.endswith(f".{author}") or author.endswith(f".{domain}") for author in authors)
     return 1 if is_related and domain else _STRANGER
+
+
+def _is_by_author(signatures: Sequence[DkimSignature], header: HeaderSection | None) -> bool:
+    authors = _author_domains(header) if header is not None else frozenset()
+    return any(_distance(one.domain, authors) < _STRANGER for one in signatures)
 
 
 def _author_domains(header: HeaderSection) -> frozenset[str]:

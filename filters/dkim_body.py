@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 
-from filters.dkim_header import Canonicalisation
+from filters.dkim_header import Canonicalisation, squeezed
 
 PIECE = 1 << 16  # octets that are canonicalised at a time
 
@@ -67,7 +67,7 @@ class _Way:
     def feed(self, piece: bytes) -> None:
         text = self._cut + piece if self._cut else piece
         if self._how == "relaxed":
-            text = _squeezed(text)
+            text = squeezed(text).replace(b" \r\n", b"\r\n")
         end = len(text)
         end -= text.endswith(b"\r", 0, end)
         end -= self._how == "relaxed" and text.endswith(b" ", 0, end)
@@ -106,15 +106,6 @@ class _Way:
             self._stopped[stop] = self._hash.digest()
         self._hash.update(data)
         self._octets += len(data)
-
-
-def _squeezed(text: bytes) -> bytes:
-    """Blanks become one, and none before a line end. Each round halves the runs: 17 for the longest piece."""
-    if b"\t" in text:
-        text = text.replace(b"\t", b" ")
-    while b"  " in text:
-        text = text.replace(b"  ", b" ")
-    return text.replace(b" \r\n", b"\r\n")
 
 
 def _last_line_ends(text: bytes) -> int:

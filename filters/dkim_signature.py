@@ -169,8 +169,9 @@ def _selector(value: bytes) -> str:
 
 def _identity(value: bytes, domain: str) -> str:
     """RFC 6376 §3.5: the domain of i= is that of d=, or below it."""
-    identity = _domain(value.decode("utf-8", "replace").rpartition("@")[2])
-    if identity != domain and not identity.endswith(f".{domain}"):
+    _, at, text = value.decode("utf-8", "replace").rpartition("@")
+    identity = _domain(text)
+    if not at or (identity != domain and not identity.endswith(f".{domain}")):
         raise Unusable("permerror", "the domain of i= is not below that of d=")
     return identity
 

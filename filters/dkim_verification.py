@@ -28,7 +28,7 @@ class Candidate:
 
 
 class Verification:
-    """The work on one message. `single`: lower-case names of fields that may not be there once more than signed."""
+    """The work on one message. `single`: names of fields that may not be there more often than they are signed."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Verification:
         candidates: Sequence[Candidate],
         keys: Mapping[str, Found],
         *,
-        single: Sequence[bytes] = (),
+        single: Sequence[str] = (),
         counts_partial: bool = False,
         counts_tried: bool = False,
     ) -> None:
@@ -84,9 +84,10 @@ class Verification:
             return Unusable("permerror", "the message has no From field")
         if len(places(b"from")) > signature.names.count(b"from"):
             return Unusable("fail", "a From field is not signed")
-        for name in self._single:
+        for field in self._single:
+            name = field.lower().encode()
             if 1 < len(places(name)) > signature.names.count(name) > 0:
-                return Unusable("policy", f"a second {name.decode('ascii')} field is not signed")
+                return Unusable("policy", f"a second {field} field is not signed")
         return None
 
     def _judged(self, candidate: Candidate, key: Found, digests: Mapping[Part, BodyDigest]) -> DkimSignature:
