@@ -93,6 +93,8 @@ def _addresses(config: Config) -> Iterator[Finding]:
     for name, listener in config.listeners.items():
         for address in listener.address:
             place = split_address(address)
+            if listener.mode == "lmtp" and place[0] == "tcp" and place[2] == 25:
+                yield Finding(("listeners", name, "address"), "must not be port 25 with LMTP (RFC 2033 §5)")
             if place[0] == "tcp" and not place[2]:
                 continue  # port 0: the system picks a free one
             if place in taken:

@@ -1,6 +1,6 @@
 import pytest
 
-from smtpd.config import Listener, split_address
+from smtpd.config import ConfigError, Listener, from_tables, split_address
 
 
 @pytest.mark.parametrize(
@@ -58,3 +58,10 @@ def test_addresses_are_taken_apart(address: str, parts: tuple[str, str, int]) ->
 def test_addresses_that_are_none_are_refused(address: str) -> None:
     with pytest.raises(ValueError, match=r"must look|needs a path"):
         split_address(address)
+
+
+def test_lmtp_stays_away_from_port_25() -> None:
+    listeners = {"mta": {"address": ["127.0.0.1:25", "127.0.0.1:24", "unix:/run/x"], "mode": "lmtp"}}
+    with pytest.raises(ConfigError) as raised:
+        from_tables({"hostname": "mx.test", "listeners": listeners})
+    assert ["port 25" in str(problem) for problem in raised.value.problems] == [True]
