@@ -7,6 +7,7 @@ from typing import Literal
 
 from smtpd.address_list import parse_address_list
 from smtpd.addresses import AddressError
+from smtpd.content import MAX_HEAD
 from smtpd.model import Message
 
 MAX_DOMAINS = 10  # RFC 9989 §11.5 leaves the number to us; each may cost eight questions to DNS
@@ -25,6 +26,8 @@ class Authors:
 
 def find_authors(message: Message) -> Authors:
     """Who wrote a message."""
+    if len(message.content.head()) >= MAX_HEAD:  # another From could stand where nobody looks
+        return Authors(problem="The header section is too big", kind="count")
     fields = message.field_values("from")
     if len(fields) != 1:
         return Authors(problem=f"A message has exactly one From field, not {len(fields)}", kind="count")
