@@ -13,7 +13,12 @@ import click
 if TYPE_CHECKING:
     from smtpd.config import Config
 
-_ELSEWHERE = {"user": "smtpd.users_cli:user", "session": "smtpd.session_cli:session"}
+_ELSEWHERE = {
+    "user": "smtpd.users_cli:user",
+    "session": "smtpd.session_cli:session",
+    "explain": "smtpd.explain_cli:explain",
+    "test": "smtpd.policy_cli:test",
+}
 """Commands with a file of their own."""
 
 

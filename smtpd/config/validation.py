@@ -144,10 +144,10 @@ def _finding(details: ErrorDetails, path: Path, tree: Tree, inside: Path) -> Fin
         known = expected.replace(" or ", ", ").replace("'", "").split(", ")
         guess = closest(details["input"], known)
         return Finding(path, f"must be {expected}".replace("'", '"'), guess)
-    return Finding(path, _plain_words(details["msg"]))
+    return Finding(path, plain_words(details["msg"]))
 
 
-def _plain_words(message: str) -> str:
+def plain_words(message: str) -> str:
     """Pydantic's sentence without its subject, as ours go on behind the key."""
     for start in ("Input should ", "Value should "):
         if message.startswith(start):

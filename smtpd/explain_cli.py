@@ -1,0 +1,177 @@
+"""`smtpd explain`: what would happen to a message, step by step, and why; nothing is sent, stored or remembered."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from smtpd.config import Config
+    from smtpd.dns import Resolver
+    from smtpd.rehearsal import Client, Envelope, Line, Performance
+
+ACCEPTED, REFUSED, WRONG = 0, 1, 2
+
+_FILE = click.Path(path_type=Path)
+
+
+def parse_time(text: str) -> float:
+    """Seconds since 1970 from such a number or a time as in 2026-11-21T10:00:00Z (UTC unless it says otherwise)."""
+    with suppress(ValueError):
+        return _bounded(float(text))
+    moment = datetime.fromisoformat(text)
+    return _bounded((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+
+
+def _bounded(seconds: float) -> float:
+    if not 0 <= seconds < 253_402_300_800:  # the year 10000
+        raise ValueError("is no time between 1970 and 9999")
+    return seconds
+
+
+@click.command()
+@click.argument("message", type=_FILE, required=False)
+@click.option("--config", "file", type=_FILE, metavar="FILE", help="Configuration file; default: the developer set-up.")
+@click.option("--listener", default="", metavar="NAME", help="Listener whose rules hold; the first one by default.")
+@click.option("--ip", default="192.0.2.1", metavar="ADDRESS", help="Address the client comes from.")
+@click.option("--helo", default="client.example", metavar="NAME", help="What it calls itself.")
+@click.option("--from", "sender", default=None, metavar="ADDRESS", help="Sender in MAIL; empty for <>.")
+@click.option("--to", "recipients", multiple=True, metavar="ADDRESS", help="Recipient in RCPT; may be repeated.")
+@click.option("--tls", is_flag=True, help="As if the connection were encrypted.")
+@click.option("--login", default=None, metavar="USER", help="As if this user had logged in.")
+@click.option("--session", "dialog", type=_FILE, metavar="FILE", help="Replay the client's side of a dialog instead.")
+@click.option("--zone", "zone_file", type=_FILE, metavar="FILE", help="Answer the DNS from this file.")
+@click.option("--record", "record_file", type=_FILE, metavar="FILE", help="Write what the DNS said as such a file.")
+@click.option("--time", "moment", default=None, metavar="TIME", help="Time of day that filters see; default: now.")
+@click.option("--ask-agents", is_flag=True, help="Ask the delivery agents about recipients; they get no message.")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def explain(
+    message: Path | None,
+    file: Path | None,
+    listener: str,
+    ip: str,
+    helo: str,
+    sender: str | None,
+    recipients: tuple[str, ...],
+    tls: bool,
+    login: str | None,
+    dialog: Path | None,
+    zone_file: Path | None,
+    record_file: Path | None,
+    moment: str | None,
+    ask_agents: bool,
+    as_json: bool,
+) -> None:
+    """Say what would happen to MESSAGE, command by command: what filters looked at, found and said, and the replies.
+
+    Nothing is delivered, stored or remembered. The exit status is 0 when the message is accepted for all recipients,
+    1 when it is refused or put off for any, and 2 when the configuration, a file or an option is wrong.
+    """
+    from smtpd.config import ConfigError, load
+    from smtpd.rehearsal import RehearsalError, ScriptError
+    from smtpd.zone import ZoneError
+
+    try:
+        now = _clock(moment)
+        client = _client(ip, helo, tls, login)
+        script = _script(message, dialog, sender, recipients)
+        config = load(file, os.environ, files=False)
+        performance, zone = asyncio.run(
+            _play(config, client, script, now, listener=listener, zone_file=zone_file, ask_agents=ask_agents)
+        )
+        if record_file is not None:
+            record_file.write_text(zone, encoding="utf-8")
+    except (ConfigError, RehearsalError, ScriptError) as error:
+        _stop(str(error))
+    except ZoneError as error:
+        _stop(f"{zone_file}: {error}")
+    except OSError as error:
+        _stop(f"{error.filename}: {error.strerror}")
+    _print(performance, as_json)
+    sys.exit(ACCEPTED if performance.ending == "accepted" else REFUSED)
+
+
+def _clock(moment: str | None) -> Callable[[], float]:
+    if moment is None:
+        return time.time
+    try:
+        seconds = parse_time(moment)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--time") from None
+    return lambda: seconds
+
+
+def _client(ip: str, helo: str, tls: bool, login: str | None) -> Client:
+    from smtpd.rehearsal import Client
+
+    try:
+        return Client(ip_address(ip), helo, tls, login)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--ip") from None
+
+
+def _script(
+    message: Path | None, dialog: Path | None, sender: str | None, recipients: tuple[str, ...]
+) -> Envelope | list[Line]:
+    from smtpd.rehearsal import Envelope, read_dialog, read_message
+
+    if dialog is not None:
+        if message is not None or sender is not None or recipients:
+            raise click.UsageError("--session brings its own envelope and message")
+        return read_dialog(dialog)
+    if message is None or sender is None or not recipients:
+        raise click.UsageError("MESSAGE, --from and --to are needed, or --session")
+    return Envelope(sender, recipients, read_message(message))
+
+
+async def _play(
+    config: Config,
+    client: Client,
+    script: Envelope | list[Line],
+    now: Callable[[], float],
+    *,
+    listener: str,
+    zone_file: Path | None,
+    ask_agents: bool,
+) -> tuple[Performance, str]:
+    """What happened, and the zone of all that the DNS said."""
+    from smtpd.config import LogOptions
+    from smtpd.dns import RecordingResolver, make_resolver
+    from smtpd.log import Log
+    from smtpd.metrics import Metrics
+    from smtpd.rehearsal import rehearse
+    from smtpd.zone import Zone
+
+    log = Log(LogOptions(to="stderr", level="error", format="console"))
+    resolver: Resolver = make_resolver(config.dns, Metrics(), log) if zone_file is None else Zone.load(zone_file)
+    recording = RecordingResolver(resolver)
+    try:
+        performance = await rehearse(
+            config, client, script, resolver=recording, now=now, listener=listener, ask_agents=ask_agents
+        )
+    finally:
+        log.close()
+    return performance, Zone.from_answers(recording.answers).to_toml()
+
+
+def _print(performance: Performance, as_json: bool) -> None:
+    from smtpd.rehearsal import tell
+    from smtpd.rehearsal.page import page
+
+    click.echo(json.dumps(tell(performance), indent=1) if as_json else page(performance))
+
+
+def _stop(problem: str) -> None:
+    click.echo(problem, err=True)
+    sys.exit(WRONG)
