@@ -42,7 +42,7 @@ both_listeners = pytest.mark.parametrize("listener", [None, LMTP], ids=["smtp", 
 
 
 def guaranteed(guarantee: Guarantee) -> Mapping[str, Any]:
-    return {"delivery": {"guarantee": guarantee}}
+    return {"delivery": {"guarantee": guarantee}, "timeouts": {"delivery": 5.0}}
 
 
 # Time
