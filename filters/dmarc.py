@@ -47,8 +47,6 @@ JSON in that file (RFC 9990's names), to be made into reports by another program
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -120,7 +118,6 @@ class Dmarc(Filter):
         self._suffixes: Suffixes | None = None
         self._rows: RowFile | None = None
         self.sampler = Sampler()
-        self.clock: Callable[[], float] = time.time
 
     async def start(self) -> None:
         """Read the public suffix list, when it is wanted; OSError when its file cannot be read."""
@@ -162,9 +159,7 @@ class Dmarc(Filter):
         mail.facts.add(DmarcResult("permerror", reason=authors.problem))
         if authors.kind == "nobody" and self._limits.no_author == "pass":
             return PASS
-        forwarder = mail.facts.get(TrustedForwarder)
-        everybody = forwarder is None or not forwarder.never_reject
-        return _refuse(replies.BAD_HEADER(problem=authors.problem), mail, mail.recipients if everybody else _rest(mail))
+        return Verdict(replies.BAD_HEADER(problem=authors.problem))
 
     def _discovery(self, mail: Transaction) -> Discovery:
         # What an author's domain asks for is looked up without the limit of the message: it takes eight questions,
@@ -222,7 +217,7 @@ class Dmarc(Filter):
         recipients = sorted({recipient.address.domain for recipient in mail.recipients})
         for outcome in outcomes:
             row = make_row(
-                mail, outcome.assessment, outcome.disposition, outcome.reasons, method=method, begin=int(self.clock()),
+                mail, outcome.assessment, outcome.disposition, outcome.reasons, method=method, begin=int(self.services.now()),
                 recipient_domains=recipients if self._limits.report_recipients else None,
             )  # fmt: skip
             if row is not None:

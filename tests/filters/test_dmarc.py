@@ -199,13 +199,6 @@ async def test_each_recipient_of_one_message_gets_the_labels_that_hold_for_it() 
     assert seen == {"ann@example.test": {"dmarc-fail"}, "bob@other.test": {"dmarc-fail", "quarantine"}}
 
 
-async def test_broken_from_of_a_forwarder_is_refused_unless_nothing_of_it_may_be() -> None:
-    for never_reject, code in ((False, "550"), (True, "250")):
-        forwarder = TrustedForwarder("university", frozenset(), never_reject)
-        async with Bench((spf(), UNSIGNED, forwarder)) as bench:
-            assert (await bench.send("Subject: x\n\nHello\n"))[:3] == code
-
-
 @pytest.mark.parametrize(
     ("arc", "code"),
     [

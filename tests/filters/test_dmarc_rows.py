@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ async def test_a_row_has_what_an_aggregate_report_needs(tmp_path: Path) -> None:
     ))  # fmt: skip
     check = SpfCheck("softfail", "mailfrom", "evil.example", "eve@evil.example", "not listed")
     async with Bench((SpfResults(check), signatures), records=WANTED, report_file=str(path)) as bench:
-        bench.filter.clock = lambda: 1798761600.9
+        bench.filter.services = replace(bench.filter.services, now=lambda: 1798761600.9)
         assert (await bench.send(sender="eve@evil.example")).startswith("550 ")
     assert rows(path) == [{
         "begin": 1798761600,
