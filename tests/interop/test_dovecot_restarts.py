@@ -21,8 +21,8 @@ LONGEST_ROUND = 0.2  # seconds
 type Victim = Literal["deliveries", "store", "us", "both"]
 # What is killed round by round. When the store as a whole was away, nobody asks it for five seconds.
 STORE: tuple[Victim, ...] = ("deliveries",) * 24 + ("store",)
-OURS: tuple[Victim, ...] = ("deliveries", "us", "deliveries", "both")
-EVERYTHING: tuple[Victim, ...] = ("deliveries", "deliveries", "us", "deliveries", "both") * 5 + ("store",)
+OURS: tuple[Victim, ...] = ("deliveries", "us", "deliveries", "deliveries", "both", "deliveries")
+EVERYTHING: tuple[Victim, ...] = (*OURS, "deliveries", "deliveries") * 3 + ("store",)
 
 
 @pytest.fixture
