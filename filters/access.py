@@ -31,12 +31,13 @@ anybody could log in. Every match is counted in `smtpd_access_matches_total`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from smtpd import replies
 from smtpd.metrics import Counter
 from smtpd.model import Recipient, Session, Transaction
-from smtpd.options import FilterOptions, Networks
+from smtpd.options import FilterOptions, Networks, StageName
 from smtpd.patterns import AddressPatterns, AddressSet, HostPatterns, HostSet, NetworkSet
 from smtpd.policy import PASS, Filter, Verdict
 from smtpd.replies import Reply
@@ -72,6 +73,7 @@ class Access(Filter):
     name = "access"
     Options = AccessOptions
     labels: ClassVar[frozenset[str]] = frozenset(("allowed", "allowed_sender", "allowed_recipient"))
+    labels_at: ClassVar[Mapping[str, StageName]] = {"allowed_sender": "mail", "allowed_recipient": "rcpt"}
     early = True
 
     def __init__(self, name: str, options: AccessOptions, services: Services) -> None:

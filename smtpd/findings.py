@@ -15,6 +15,7 @@ from smtpd.model import Transaction
 
 DkimResult = Literal["pass", "fail", "policy", "neutral", "temperror", "permerror"]  # RFC 8601 §2.7.1, without "none"
 ArcStatus = Literal["none", "pass", "fail", "temperror"]  # RFC 8617 §4.4 and, for a key nobody answers for, ours
+IprevStatus = Literal["pass", "fail", "temperror", "permerror"]  # RFC 8601 §2.7.3
 DmarcStatus = Literal["none", "pass", "fail", "temperror", "permerror"]
 Policy = Literal["none", "quarantine", "reject"]
 # RFC 9990, "Policy Override Reason", and what RFC 7489 appendix C has besides.
@@ -178,6 +179,28 @@ class TrustedForwarder:
     def forwards_for(self, domain: str) -> bool:
         """Whether it does so for recipients in this domain of ours (an A-label)."""
         return not self.domains or domain in self.domains
+
+
+@dataclass(frozen=True, slots=True)
+class IprevResult:
+    """Whether a name of the client leads back to its address (RFC 8601 §3); only when that was looked up.
+
+    "fail": its names lead elsewhere or nowhere; "permerror": it has none.
+    """
+
+    given_by: ClassVar[str] = "trusted_forwarders"
+
+    status: IprevStatus
+    ip: str
+    names: tuple[str, ...] = ()
+    """Names that lead back, A-labels in lower case."""
+    reason: str = ""
+
+    def results(self) -> Iterable[MethodResult]:
+        """RFC 8601 §2.7.3; the name is a comment."""
+        properties = (("policy", "iprev", self.ip),)
+        comment = self.names[0] if self.names else ""
+        yield MethodResult("iprev", self.status, reason=self.reason, comment=comment, properties=properties)
 
 
 def results_field(authserv_id: str, mail: Transaction) -> bytes:

@@ -81,6 +81,7 @@ class Generation:
             store=store,
             resolver=resolver,
             lookups_per_message=config.dns.lookups_per_message,
+            local_domains=tuple(config.domains),
         )
         self.agents = _agents(config, services, own.agents)
         self.filters, rules = _filters(config, services, own.filters)

@@ -140,7 +140,7 @@ class Handover:
         if service.policy.gives_evidence:
             added.append(results_field(service.authserv_id, mail))
         added.extend(trace.field(name, value) for name, value in judged.headers)
-        if labels := mail.all_labels:
+        if labels := mail.shared_labels:
             added.append(trace.labels(labels))
         added.append(trace.received(self._conversation.session, mail, service.config.hostname))
         if self._begins_with_blank:

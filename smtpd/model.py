@@ -212,6 +212,12 @@ class Transaction:
         """Labels of the message and of its session."""
         return self.labels | self.session.labels
 
+    @property
+    def shared_labels(self) -> frozenset[str]:
+        """Labels that hold for every recipient, so they may stand in the message."""
+        of_recipients = [recipient.labels for recipient in self.recipients]
+        return self.all_labels.union(frozenset.intersection(*of_recipients) if of_recipients else ())
+
     def labels_for(self, recipient: Recipient) -> frozenset[str]:
         """Labels that hold for one recipient."""
         return self.labels | self.session.labels | recipient.labels

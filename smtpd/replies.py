@@ -265,6 +265,14 @@ DMARC_LATER = Reply(
     "dmarc-later", 451, "4.7.1", "DMARC of {domain} cannot be decided now, please try again later"
 )
 
+# Our own domains (RFC 3463 §3.8: 5.7.1)
+OWN_DOMAIN = Reply(
+    "own-domain", 550, "5.7.1", "Mail from {domain} needs a login here, or SPF or DKIM that shows that {domain} sent it"
+)
+OWN_DOMAIN_LATER = Reply(
+    "own-domain-later", 451, "4.7.1", "Whether {domain} sent this cannot be found out now, please try again later"
+)
+
 # Ours to mend, never the sender's fault
 OUR_FAULT = Reply("our-fault", 451, "4.3.0", "Something went wrong here, please try again later")
 FILTERS_LATE = Reply("filters-late", 451, "4.3.0", "The message could not be checked in time, please try again later")

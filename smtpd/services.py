@@ -30,6 +30,8 @@ class Services:
     """Answers questions about a connection. About a message, ask `lookups`."""
     lookups_per_message: int = 0
     """See `[smtpd.dns]`."""
+    local_domains: tuple[str, ...] = ()
+    """Keys of `[smtpd.domains]`, domains as A-labels: "example.com", "*.example.com" or "*"."""
     now: Callable[[], float] = time.time
     """What time it is, seconds since 1970; ask here, so that a run can be repeated (`smtpd explain --time`)."""
 

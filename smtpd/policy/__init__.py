@@ -9,12 +9,12 @@ from smtpd.options import FilterOptions
 from smtpd.policy.case import Lookup
 from smtpd.policy.decision import Decision, Held, Judgement
 from smtpd.policy.filter import PASS, Filter, Verdict
-from smtpd.policy.rule import Rule
+from smtpd.policy.rule import NEVER_REJECT, WOULD_REJECT, Rule
 from smtpd.policy.runner import Policy
 from smtpd.policy.stages import Stage
 from smtpd.policy.startup import PolicyError
 
 __all__ = [
-    "PASS", "Decision", "Filter", "FilterOptions", "Held", "Judgement", "Lookup", "Policy", "PolicyError", "Rule",
-    "Stage", "Verdict",
+    "NEVER_REJECT", "PASS", "WOULD_REJECT", "Decision", "Filter", "FilterOptions", "Held", "Judgement", "Lookup",
+    "Policy", "PolicyError", "Rule", "Stage", "Verdict",
 ]  # fmt: skip

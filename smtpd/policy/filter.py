@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from smtpd.model import Message, Recipient, Session, Transaction
-from smtpd.options import FilterOptions
+from smtpd.options import FilterOptions, StageName
 from smtpd.replies import Reply
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ class Filter:
     """Facts that it leaves."""
     labels: ClassVar[frozenset[str]] = frozenset()
     """Every label it can ever give."""
+    labels_at: ClassVar[Mapping[str, StageName]] = {}
+    """Where it gives a label, for those that it does not give where it is asked first."""
     changes: ClassVar[bool] = False
     """It alters the message: it runs last, in file order."""
     early: ClassVar[bool] = False

@@ -7,6 +7,10 @@ from typing import Literal
 
 from smtpd.options import FilterOptions, StageName
 
+NEVER_REJECT = "never-reject"
+"""A label: who has it, as a recipient, hears no refusal (5xx) of the message; deferrals are spoken."""
+WOULD_REJECT = "would-reject"
+"""The label that such a recipient gets instead of a refusal."""
 CONDITIONS = frozenset(("authenticated", "trusted", "tls"))
 """Words of `unless` that are no labels."""
 

@@ -13,6 +13,7 @@ from smtpd.options import StageName
 from smtpd.policy.case import Case, Lookup, answered, answered_or_cancelled
 from smtpd.policy.checks import Check, Hook
 from smtpd.policy.decision import STAGES, Decision, Held, Judgement, Result
+from smtpd.policy.rule import NEVER_REJECT, WOULD_REJECT
 from smtpd.replies import Reply
 
 _LOOSE_LINE_BREAK = re.compile(r"\r\n(?![ \t])|\r(?!\n)|(?<!\r)\n|\0")
@@ -78,12 +79,19 @@ class Stage:
             if one.reply is None or not one.concerns(recipient):
                 continue
             check = self._checks[one.filter]
-            silenced = exempt or check.is_silenced(case)
+            silenced, labels = exempt or check.is_silenced(case), one.labels
+            if not silenced and self._is_spared(one.reply, case):
+                silenced, labels = True, labels | {WOULD_REJECT}
+                case.mark(frozenset((WOULD_REJECT,)), None if recipient is None else frozenset((recipient,)))
             result: Result = "silenced" if silenced else "refused"
-            case.note_once(Decision(one.filter, self.name, result, one.reply.key, one.seconds, one.labels))
+            case.note_once(Decision(one.filter, self.name, result, one.reply.key, one.seconds, labels))
             if not silenced and (best is None or self._weight(one) < self._weight(best)):
                 best = one
         return best
+
+    def _is_spared(self, reply: Reply, case: Case) -> bool:
+        """Whether a refusal would bounce to somebody who cannot help it: see NEVER_REJECT."""
+        return self.name == "message" and reply.is_permanent and NEVER_REJECT in case.labels
 
     def _weight(self, held: Held) -> tuple[bool, int]:
         return held.reply is None or not held.reply.is_permanent, self._checks[held.filter].index

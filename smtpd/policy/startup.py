@@ -105,7 +105,7 @@ def _bad_unless(check: Check, checks: Sequence[Check], entries: Sequence[tuple[F
                 problems.append(f'{key}: "{word}" is no condition and no label of a filter{_suggestion(word, known)}')
             continue
         givers = [other for other in checks if word in other.filter.labels]
-        if givers and all(_first_asked_at(giver) > spoken for giver in givers):
+        if givers and all(_given_at(word, giver) > spoken for giver in givers):
             names = " and ".join(giver.name for giver in givers)
             problems.append(f'{key}: {names} gives the label "{word}" only after {check.name} has refused')
     return problems
@@ -128,6 +128,11 @@ def _circle(circle: Sequence[Check]) -> str:
 
 def _first_asked_at(check: Check) -> int:
     return min((_asked_at(hook) for hook in check.hooks), default=NEVER)
+
+
+def _given_at(label: str, check: Check) -> int:
+    stage = check.filter.labels_at.get(label)
+    return min((_asked_at(hook) for hook in check.hooks if stage is None or hook.stage == stage), default=NEVER)
 
 
 def _asked_at(hook: Hook) -> int:
