@@ -217,7 +217,8 @@ class Dmarc(Filter):
         recipients = sorted({recipient.address.domain for recipient in mail.recipients})
         for outcome in outcomes:
             row = make_row(
-                mail, outcome.assessment, outcome.disposition, outcome.reasons, method=method, begin=int(self.services.now()),
+                mail, outcome.assessment, outcome.disposition, outcome.reasons,
+                method=method, begin=int(self.services.now()),
                 recipient_domains=recipients if self._limits.report_recipients else None,
             )  # fmt: skip
             if row is not None:
