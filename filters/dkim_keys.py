@@ -178,6 +178,8 @@ def _rsa_key(octets: bytes, min_bits: int, max_bits: int) -> RSAPublicKey:
     if exponent.bit_length() > MAX_EXPONENT_BITS:
         raise Unusable("policy", f"the exponent of the key has more than {MAX_EXPONENT_BITS} bits")
     try:
-        return RSAPublicNumbers(exponent, modulus).public_key()
+        if modulus % 2:
+            return RSAPublicNumbers(exponent, modulus).public_key()
     except ValueError:
-        raise Unusable("permerror", "the key is no RSA key") from None
+        pass
+    raise Unusable("permerror", "the key is no RSA key")

@@ -23,7 +23,6 @@ from smtpd.findings import DkimSignature
 
 MAX_FIELD = 8192  # octets; one with a key of 4096 bits and a hundred names has 3000
 CLOCK_SKEW = 36_000  # seconds that a signer's clock may be wrong; what dkimpy allows
-_DIGITS = 12  # RFC 6376 §3.5: longer times may count as infinite
 _SHOWN = 8  # characters of b=, RFC 6008 §4
 _MAX_SHOWN = 255  # characters of other tags
 
@@ -188,9 +187,8 @@ def _decoded(tags: Tags, tag: bytes) -> bytes:
 
 def _ask_dkimpy(tags: Tags) -> None:
     """Let it find what we did not; with values that it takes no time over."""
-    short = dict(tags) | {tag: b"".join(tags[tag].split()) for tag in (b"b", b"bh")}
-    if len(short.get(b"x", b"")) > _DIGITS:
-        del short[b"x"]
+    short = {tag: value for tag, value in tags.items() if tag not in (b"t", b"x")}  # it has no clock but the system's
+    short |= {tag: b"".join(tags[tag].split()) for tag in (b"b", b"bh")}
     if any(method.strip() == b"dns/txt" for method in short.get(b"q", b"dns/txt").split(b":")):
         short.pop(b"q", None)  # RFC 6376 §3.5 allows a list, dkimpy a single method
     try:
