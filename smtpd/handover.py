@@ -142,7 +142,7 @@ class Handover:
         added.extend(trace.field(name, value) for name, value in judged.headers)
         if labels := mail.shared_labels:
             added.append(trace.labels(labels))
-        added.append(trace.received(self._conversation.session, mail, service.config.hostname))
+        added.append(trace.received(self._conversation.session, mail, service.config.hostname, service.now()))
         if self._begins_with_blank:
             added.append(b"\r\n")  # or the first line would go on with our Received field
 
