@@ -177,9 +177,9 @@ def _rsa_key(octets: bytes, min_bits: int, max_bits: int) -> RSAPublicKey:
         raise Unusable("policy", f"the key has {bits} bits, more than {max_bits}")
     if exponent.bit_length() > MAX_EXPONENT_BITS:
         raise Unusable("policy", f"the exponent of the key has more than {MAX_EXPONENT_BITS} bits")
+    if not modulus % 2:
+        raise Unusable("permerror", "the key is no RSA key")
     try:
-        if modulus % 2:
-            return RSAPublicNumbers(exponent, modulus).public_key()
+        return RSAPublicNumbers(exponent, modulus).public_key()
     except ValueError:
-        pass
-    raise Unusable("permerror", "the key is no RSA key")
+        raise Unusable("permerror", "the key is no RSA key") from None
