@@ -138,7 +138,7 @@ def _letter(letter: Letter) -> Iterator[tuple[int, str]]:
         yield 3, f"labels  {', '.join(sorted(labels))}"
     if letter.authentication_results:
         would = "" if letter.collected else "would be "
-        yield 3, f"{would}{letter.authentication_results.replace('\r\n', '').replace('\t', ' ')}"
+        yield 3, f"{would}{letter.authentication_results}"
     for field in added_fields(letter):
         if not field.startswith("Authentication-Results:"):
             yield 3, field

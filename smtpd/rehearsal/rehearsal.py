@@ -73,7 +73,7 @@ class Letter:
 
     mail: Transaction
     authentication_results: str
-    """The field that stands, or would have stood, on top of the message; "" when no filter gives any evidence."""
+    """The field that stands, or would have stood, on top of the message, unfolded; "" when no filter gives evidence."""
     collected: list[Collected]
     """What agents would have been given; empty: nothing was accepted."""
 
@@ -147,9 +147,14 @@ async def rehearse(
     return Performance(name, client, play.talk.session, now(), modes, play.steps, letters, stage.lines.entries)
 
 
+def unfolded(field: bytes) -> str:
+    """A header field of ours on one line (RFC 5322 §2.2.3)."""
+    return field.decode("utf-8", "backslashreplace").replace("\r\n", "").replace("\t", " ").strip()
+
+
 def _letter(mail: Transaction, collected: Sequence[Collected], authserv_id: str) -> Letter:
-    field = results_field(authserv_id, mail).decode("utf-8", "backslashreplace") if authserv_id else ""
-    return Letter(mail, field.rstrip("\r\n"), [one for one in collected if one.trace == mail.id])
+    field = unfolded(results_field(authserv_id, mail)) if authserv_id else ""
+    return Letter(mail, field, [one for one in collected if one.trace == mail.id])
 
 
 class _Stage:
@@ -270,9 +275,18 @@ class _Play:
             said += line.octets
             heard = await self.talk.say(line.octets)
             if heard:
-                shown = f"({len(said)} octets)" if moment == "message" else said.decode("utf-8", "backslashreplace")
-                self._note(Step(moment, shown.rstrip("\r\n")[:MAX_SAID]), heard)
+                self._note(Step(moment, self._shown(moment, said)[:MAX_SAID]), heard)
                 said, moment = b"", None
+
+    def _shown(self, moment: Moment, said: bytes) -> str:
+        """What the client said, without its password."""
+        if moment == "message":
+            return f"({len(said)} octets)"
+        if self.steps[-1].code == "334":
+            return "***"
+        text = said.decode("utf-8", "backslashreplace").rstrip("\r\n")
+        words = text.split(maxsplit=2)
+        return " ".join((*words[:2], "***")) if len(words) > 2 and words[0].upper() == "AUTH" else text
 
     async def _agrees(self, moment: Moment, command: bytes) -> bool:
         step = await self._say(moment, command.decode("utf-8", "backslashreplace"), command + b"\r\n")

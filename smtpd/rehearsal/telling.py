@@ -11,7 +11,7 @@ from smtpd.dns import Answer, Record, Txt
 from smtpd.findings import Evidence
 from smtpd.policy import Decision, Verdict
 from smtpd.rehearsal.questions import Question
-from smtpd.rehearsal.rehearsal import Letter, Performance, Step
+from smtpd.rehearsal.rehearsal import Letter, Performance, Step, unfolded
 from smtpd.rehearsal.watching import Opinion
 
 type Plain = str | int | float | bool | list[Plain] | dict[str, Plain] | None
@@ -53,11 +53,7 @@ def results_of(letter: Letter) -> list[MethodResult]:
 def added_fields(letter: Letter) -> list[str]:
     """Our header fields on the message, unfolded; the same whichever agent gets it."""
     added = letter.collected[0].added if letter.collected else ()
-    return [
-        line.decode("utf-8", "backslashreplace").replace("\r\n", "").replace("\t", " ").strip()
-        for line in added
-        if line.strip()
-    ]
+    return [unfolded(line) for line in added if line.strip()]
 
 
 def words_of(answer: Answer) -> str:
