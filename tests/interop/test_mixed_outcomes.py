@@ -194,6 +194,19 @@ def test_one_is_full_and_another_broken_for_a_while(
     the_bounce_is_about(directory, full, full.bob)
 
 
+def test_one_is_full_and_all_others_are_fine(
+    make: Make, start: Callable[[], Server], three: Callable[..., Three], directory: Path
+) -> None:
+    people = three("small")
+    people.mend()
+    sender = make(start())
+    sender.send(*people.addresses, letter=BIG)
+    go_on(sender, lambda: sender.is_empty)
+    assert people.alice.bodies == people.carol.bodies == [body(BIG)]
+    assert people.bob.bodies == []
+    the_bounce_is_about(directory, people, people.bob)
+
+
 def test_one_is_full_for_now_and_another_broken_for_a_while(
     make: Make, start: Callable[[], Server], three: Callable[..., Three], directory: Path
 ) -> None:
