@@ -151,6 +151,12 @@ RECORDS: list[Line] = [
     ("§4.10.1", {"example.com": "p=reject; np=rejct; rua=mailto:d@example.com"}, "a.example.com", "",
      "none by p of example.com"),
     ("§4.10.1", {"example.com": "=v=DMARC1"}, "example.com", "", "permerror"),
+    ("§4.10.1", {"example.com": "sp=reject; rua=mailto:d@example.com"}, "a.example.com", "",
+     "none by p of example.com"),
+    ("§4.10.1", {"example.com": "p=reject; sp=reject; np=x; rua=mailto:d@example.com"}, "a.example.com", "",
+     "none by p of example.com"),
+    ("§4.10.1", {"example.com": "p=x; np=reject; rua=mailto:d@example.com"}, "a.example.com", "",
+     "none by p of example.com"),
     ("§4.10.1", {"example.com": "rua=mailto:d@example.com"}, "example.com", "", "none by p of example.com"),
     ("§4.10.1", {"example.com": "rua=mailto:d@example.com"}, "example.com", "spf=example.com", "pass"),
     # Nobody could say which of two is meant.
@@ -248,6 +254,7 @@ async def test_one_question_is_enough_where_alignment_is_plain(proofs: str) -> N
 
 async def test_strangers_and_strict_alignment_cost_nothing_but_the_author() -> None:
     assert await asked("a.com", "dkim=b.com spf=c.com", {"a.com": "p=reject"}) == ["a.com", "com"]
+    assert await asked("a.com", "dkim=ba.com", {"a.com": "p=reject"}) == ["a.com", "com"]
     assert await asked("a.com", "dkim=x.a.com", {"a.com": "p=reject; adkim=s"}) == ["a.com"]
 
 
