@@ -133,7 +133,7 @@ async def test_failure_is_kept_for_a_second(bench: Bench, nameserver: Nameserver
     assert (await resolver.resolve("a.example", "A")).found
 
 
-@pytest.mark.parametrize("name", ["a..example", "", "x" * 64 + ".example", "a b.example", "bücher.example"])
+@pytest.mark.parametrize("name", ["a..example", "", "x" * 64 + ".example", "a\tb.example", "bücher.example"])
 async def test_what_cannot_be_a_name_does_not_exist_and_nobody_is_asked(bench: Bench, name: str) -> None:
     resolver = bench.resolver()
     assert await resolver.resolve(name, "A") is INVALID

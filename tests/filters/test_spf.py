@@ -188,6 +188,14 @@ async def test_words_of_the_domain_are_marked_as_such_and_stay_in_one_line() -> 
         assert len(words) == 200
 
 
+async def test_macros_are_the_sender_without_quotes_the_name_and_our_own() -> None:
+    zone = {"macro.example": {"TXT": ["v=spf1 -all exp=why.macro.example"]}}
+    zone["why.macro.example"] = {"TXT": ["%{s} %{h} %{c} %{r}"]}
+    async with house({"fail": "reject"}, resolver=Zone(zone)) as server:
+        _, recipient = await answers(server, "", sender='"joe b"@macro.example', helo="host.example")
+        assert "domain says: joe b@macro.example host.example 192.0.2.1 mx.example.test [spf " in recipient
+
+
 async def test_user_who_logged_in_is_not_checked() -> None:
     resolver = RecordingResolver(Zone(ZONE))
     async with house(STRICT, resolver=resolver) as server:
@@ -319,6 +327,12 @@ async def test_dns_that_does_not_answer_puts_mail_off_when_the_operator_says_so(
     async with house({**table, "temperror": "defer"}, resolver=kind(ZONE, cached=False)) as server:
         _, recipient = await answers(server, "fail.example")
         assert recipient.startswith("451 4.4.3 The SPF record of fail.example cannot be looked up now, ")
+
+
+async def test_check_is_given_up_after_the_longest_time() -> None:
+    async with house({"longest": "10ms"}, resolver=Silent(cached=False)) as server:
+        await answers(server, "pass.example")
+        assert results(server).startswith('spf=temperror reason="not done in 0.01 s" ')
 
 
 async def test_in_observe_mode_a_refusal_is_only_counted() -> None:
