@@ -209,3 +209,22 @@ def test_stages_that_nothing_can_reach_are_idle(world):
     assert not world.policy((Rbl, {"act_at": "mail"})).mail.idle
     assert world.policy((Rbl, {"mode": "observe"})).recipient.idle
     assert not world.policy((Rbl, {"on_error": "defer"})).mail.idle  # what broke at connect is asked again
+
+
+def test_label_given_only_at_rcpt_cannot_silence_what_is_spoken_before(world):
+    class Access(Filter):
+        name = "access"
+        labels = frozenset({"allowed", "allowed_recipient"})
+        labels_at: ClassVar = {"allowed_recipient": "rcpt"}
+        early = True
+
+        async def on_connect(self, session: Session) -> Verdict:
+            return PASS
+
+        async def on_rcpt(self, mail: Transaction, recipient: Recipient) -> Verdict:
+            return PASS
+
+    assert problems(world, Access, (Spf, {"act_at": "mail", "unless": ["allowed_recipient", "allowed"]})) == [
+        'smtpd.filters.spf.unless: access gives the label "allowed_recipient" only after spf has refused'
+    ]
+    assert world.policy(Access, (Spf, {"unless": ["allowed_recipient"]}))
