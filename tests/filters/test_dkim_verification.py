@@ -1,6 +1,5 @@
 """Signatures and the message they are on: what may change on the way, and what may not."""
 
-import binascii
 import re
 import time
 from collections.abc import Iterator
@@ -103,7 +102,7 @@ tags = st.fixed_dictionaries(
     optional={"l": st.sampled_from(["0", "3"]), "i": st.sampled_from(["@a.test", "@b.a.test", "@b.test"])},
 )
 OCTETS = b"xX \t:;=/1."
-_BLANK_BEFORE_COLON = re.compile(rb"^[!-9;-~]+[ \t]+:", re.MULTILINE)
+_ODD_NAME = re.compile(rb"^:|^[!-9;-~]+[ \t]+:", re.MULTILINE)
 
 
 class InMemory:
@@ -148,7 +147,7 @@ def passes_dkimpy(message: bytes) -> bool:
     records = {f"{name}.".encode(): signer.record.encode() for name, signer in SIGNERS.items()}
     try:
         answer: bool = dkim.DKIM(message).verify(dnsfunc=lambda name, timeout: records.get(name.lower()))
-    except (dkim.DKIMException, binascii.Error, IndexError):  # the last two are its own mistakes
+    except (dkim.DKIMException, ValueError, IndexError):  # the last two escape it by mistake
         return False
     return answer
 
@@ -166,5 +165,6 @@ def test_ours_and_dkimpy_agree_on_good_and_on_changed_messages(
     assume(message[place] not in b"\r\n")  # dkimpy takes a lone CR or LF for a line end; no such message gets here
     changed = message[:place] + bytes([octet]) + message[place + 1 :]
     assume(b"; l=" not in changed or b" l=0;" in changed or b" l=3;" in changed)
-    assume(_BLANK_BEFORE_COLON.search(changed) is None)  # RFC 5322 §4.5.3 allows it, dkimpy does not
+    # A blank before the colon is fine (RFC 5322 §4.5.3), a name that begins with one is none; dkimpy thinks otherwise.
+    assume(_ODD_NAME.search(changed) is None)
     assert passes(changed) == passes_dkimpy(changed), changed
