@@ -19,7 +19,7 @@ from smtpd.content import MAX_HEAD
 from smtpd.delivery import combine
 from smtpd.findings import results_field
 from smtpd.forgeries import without_forged_fields
-from smtpd.journal import message_key
+from smtpd.journal import Journal, message_key
 from smtpd.model import Message, Recipient
 from smtpd.policy import Judgement
 from smtpd.replies import Refused, Reply
@@ -55,7 +55,7 @@ class Unread:
 
     def read(self) -> None:
         """The client went on: it knows."""
-        self._handover.done()
+        self._handover.read(self._taken)
 
     def shrink(self) -> None:
         """Keep a digest in the place of the content: the client goes on without waiting for our replies."""
@@ -117,7 +117,7 @@ class Handover:
         service, mail = self._conversation.service, self._in_flight.mail
         judged = _NO_OBJECTION if service.policy.message.idle else await self._judge()
         answers = dict(judged.refused)
-        if not service.journal.idle:
+        if not self._journal.idle:
             settled = await self._settled()
             if settled is None:
                 return Outcome(replies.BACKEND_TIMEOUT)
@@ -174,21 +174,21 @@ class Handover:
 
     async def _settled(self) -> Answers | None:
         """What earlier attempts came to; None when one is still under way after a long wait."""
-        channel, journal, key = self._conversation.channel, self._conversation.service.journal, self._find_key()
+        channel, key = self._conversation.channel, self._find_key()
         if key is None:
             return {}
         for unread in self._conversation.unread:
             unread.give_way(key)
         if not await channel.run(self._have_turn(key)):
             return None
-        return await channel.run(journal.settled(key, self._in_flight.mail.recipients))
+        return await channel.run(self._journal.settled(key, self._in_flight.mail.recipients))
 
     async def _have_turn(self, key: str) -> bool:
         """Wait until no other attempt is under way; False when that takes too long."""
         service = self._conversation.service
         try:
             async with asyncio.timeout(service.config.timeouts.delivery or None):
-                while other := service.journal.under_way(key, self._in_flight.mail.recipients):
+                while other := self._journal.under_way(key, self._in_flight.mail.recipients):
                     await other
         except TimeoutError:
             return False
@@ -199,7 +199,7 @@ class Handover:
     async def _begin(self) -> None:
         """At-most-once: note who may have the message from now on."""
         channel, recipients = self._conversation.channel, self._in_flight.mail.recipients
-        await channel.run(self._conversation.service.journal.begin(self._find_key(), recipients))
+        await channel.run(self._journal.begin(self._find_key(), recipients))
         if channel.vanished:  # in this very moment: nobody will get the message
             self._note_for_retry(dict.fromkeys(recipients, replies.OUR_FAULT))
 
@@ -244,10 +244,14 @@ class Handover:
             pass  # it is noted when it is known
         elif conversation.channel.vanished:
             self._note_for_retry(answers)
-        elif is_partial or not conversation.service.journal.idle:
+        elif is_partial or not self._journal.idle:
             self._is_noted = not individually and not reply.is_positive
-            record = self._record(answers, told=None if individually else reply)
+            # Killed before the client reads our 250, we would deliver once more: at-most-once forgets it only then.
+            heard = not conversation.service.is_cautious
+            record = self._record(answers, told=None if individually else reply, heard=heard)
             await conversation.channel.run(record, finish=True)
+            if not heard:
+                self._release()  # all that others need to know is written
         return Outcome(reply, answers)
 
     def _note_for_retry(self, answers: Answers) -> None:
@@ -262,9 +266,13 @@ class Handover:
 
         self._conversation.service.spawn(note())
 
-    async def _record(self, answers: Answers, *, told: Reply | None) -> None:
-        session, sender = self._conversation.session, self._in_flight.mail.sender.text
-        await self._conversation.service.journal.record(self._find_key(), session, sender, answers, told=told)
+    async def _record(self, answers: Answers, *, told: Reply | None, heard: bool = True) -> None:
+        session, sender, journal = self._conversation.session, self._in_flight.mail.sender.text, self._journal
+        await journal.record(self._find_key(), session, sender, answers, told=told, heard=heard)
+
+    @property
+    def _journal(self) -> Journal:
+        return self._conversation.service.journal
 
     @property
     def _is_left_behind(self) -> bool:
@@ -288,20 +296,35 @@ class Handover:
         self._in_flight.receiver = None  # what is left of the content lives on in here
         return Unread(self, taken, flushes)
 
+    def read(self, taken: Answers) -> None:
+        """The client knows who has the message."""
+        if not self._conversation.service.is_cautious:
+            self.done()
+            return
+        self.shrink()
+        self.mark()
+        self._conversation.service.spawn(self._forget(taken))
+
+    async def _forget(self, taken: Answers) -> None:
+        try:
+            await self._record(taken, told=None)
+        finally:
+            self.done()
+
     async def remember(self, taken: Answers) -> None:
         """The client was lost: whoever has the message must not get it again."""
         try:
-            await self._conversation.service.journal.unconfirmed(self._find_key(), taken)
+            await self._journal.unconfirmed(self._find_key(), taken)
         finally:
             self.done()
 
     def mark(self) -> None:
         """Let another attempt wait for this one."""
-        journal, key, recipients = self._conversation.service.journal, self._find_key(), self._in_flight.mail.recipients
+        key, recipients = self._find_key(), self._in_flight.mail.recipients
         if key is not None and self._under_way is None:
             under_way = ExitStack()
             with suppress(RuntimeError):  # another one is
-                under_way.enter_context(journal.hand_over(key, recipients))
+                under_way.enter_context(self._journal.hand_over(key, recipients))
                 self._under_way = under_way
 
     def give_way(self, key: str) -> None:

@@ -175,8 +175,11 @@ class Journal:
         outcomes: Mapping[Recipient, Reply],
         *,
         told: Reply | None,
+        heard: bool = True,
     ) -> None:
         """After the outcomes are known, and before the client hears of them; never raises StoreError.
+
+        Not `heard`: until the client has shown that it has read a 2xx, whoever has the message is remembered.
 
         `told` is the one reply the client hears for all of them; None: each recipient hears its own (PRDR, LMTP).
 
@@ -194,7 +197,7 @@ class Journal:
         mixed = any(reply.is_positive for reply in outcomes.values())
         if key is not None:
             grouped = _by_identity(outcomes)
-            complete = told is None or told.is_positive or (told.is_permanent and not mixed)
+            complete = heard and (told is None or told.is_positive or (told.is_permanent and not mixed))
             before = await self._update(key, lambda entry: self._settle(entry, grouped, complete))
             self._begun.pop(key, None)
             mixed = mixed or bool(before.delivered)
