@@ -141,6 +141,12 @@ async def test_of_several_authors_the_strictest_outcome_counts(field: str, code:
             assert bench.labels == labels
 
 
+async def test_address_literal_is_never_looked_up() -> None:
+    async with Bench(records={"1]": "p=reject"}) as bench:
+        assert (await bench.send("From: a@[192.0.2.1]\n\nHello\n")).startswith("250 ")
+        assert bench.finding.reason == "an address literal has no policy"
+
+
 async def test_international_author_is_looked_up_as_a_label() -> None:
     async with Bench(records={"xn--bcher-kva.example": "p=reject"}) as bench:
         assert (await bench.send("From: joe@bücher.example\n\nHello\n")).startswith("550 5.7.1")
