@@ -8,7 +8,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
@@ -28,13 +27,11 @@ _FILE = click.Path(path_type=Path)
 
 def parse_time(text: str) -> float:
     """Seconds since 1970 from such a number or a time as in 2026-11-21T10:00:00Z (UTC unless it says otherwise)."""
-    with suppress(ValueError):
-        return _bounded(float(text))
-    moment = datetime.fromisoformat(text)
-    return _bounded((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
-
-
-def _bounded(seconds: float) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        moment = datetime.fromisoformat(text)
+        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     if not 0 <= seconds < 253_402_300_800:  # the year 10000
         raise ValueError("is no time between 1970 and 9999")
     return seconds

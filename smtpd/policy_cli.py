@@ -86,12 +86,14 @@ def _play(tests: PolicyFile, number: int, case: Case, file: Path | None) -> Perf
 
     config = _config(tests, number, case, file)
     zone = _zone(tests, number, case)
+    key = "message_file"
     try:
-        envelope = Envelope(case.mail_from, case.rcpt, _content(tests, case))
+        content = _content(tests, case)
+        key = "rcpt"
+        envelope = Envelope(case.mail_from, case.rcpt, content)
         work = rehearse(config, client_of(case), envelope, resolver=zone, now=_clock(case.time), listener=case.listener)
         return asyncio.run(work)
     except ScriptError as error:
-        key = "message_file" if case.message is None else "rcpt"
         raise ConfigError([tests.problem(number, key, str(error))]) from None
     except RehearsalError as error:
         raise ConfigError([tests.problem(number, "config", str(error))]) from None
@@ -106,7 +108,8 @@ def _config(tests: PolicyFile, number: int, case: Case, file: Path | None) -> Co
             return from_tables(BARE, over=dict(case.config), files=False)
         return load(path, {}, over=dict(case.config), files=False)  # the environment is another one in every CI
     except ConfigError as error:
-        raise ConfigError([tests.problem(number, "config", str(problem)) for problem in error.problems]) from None
+        key = "config" if case.config or path is None else "config_file"
+        raise ConfigError([tests.problem(number, key, str(problem)) for problem in error.problems]) from None
 
 
 def _zone(tests: PolicyFile, number: int, case: Case) -> Zone:

@@ -42,15 +42,22 @@ def _address(value: object) -> object:
 
 
 def _sequence(value: object) -> object:
-    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _texts(value: object) -> object:
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list | tuple) or not all(isinstance(item, str) for item in values):
+        raise ValueError("must be text, or a list of texts")
+    return tuple(values)
 
 
 def _patterns(value: object) -> object:
-    return {key: _sequence(item) for key, item in value.items()} if isinstance(value, dict) else value
+    return {key: _texts(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 Moment = Annotated[float, BeforeValidator(_moment), Field(ge=0, lt=253_402_300_800)]  # up to the year 9999
-Texts = Annotated[tuple[str, ...], BeforeValidator(_sequence)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
 """A text, or a list of texts."""
 Tables = dict[str, Table]
 

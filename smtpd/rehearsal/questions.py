@@ -10,13 +10,13 @@ from smtpd.dns import Answer, Resolver, Type
 MAX_QUESTIONS = 10_000  # written down; our own choice
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Question:
-    """One name asked for, and the answer."""
+    """One name asked for, and the answer; None when nobody waited for it."""
 
     name: str
     kind: Type
-    answer: Answer
+    answer: Answer | None = None
 
 
 Questions = list[Question]
@@ -36,11 +36,15 @@ class WatchedResolver:
     def peek(self, name: str, kind: Type) -> Answer | None:
         """See Resolver."""
         answer = self._inner.peek(name, kind)
-        return answer if answer is None else self._note(name, kind, answer)
+        if answer is not None:
+            self._note(name, kind).answer = answer
+        return answer
 
     async def resolve(self, name: str, kind: Type, timeout: float | None = None) -> Answer:
         """See Resolver."""
-        return self._note(name, kind, await self._inner.resolve(name, kind, timeout))
+        question = self._note(name, kind)  # before it is answered: the order of answers differs from run to run
+        question.answer = await self._inner.resolve(name, kind, timeout)
+        return question.answer
 
     async def start(self) -> None:
         """See Resolver."""
@@ -54,10 +58,13 @@ class WatchedResolver:
         """See Resolver."""
         return await self._inner.health()
 
-    def _note(self, name: str, kind: Type, answer: Answer) -> Answer:
+    def _note(self, name: str, kind: Type) -> Question:
         questions = ASKED_BY.get(self.shared)
-        question = Question(name, kind, answer)
-        if self._written < MAX_QUESTIONS and question not in questions:
+        for question in questions:
+            if (question.name, question.kind) == (name, kind):
+                return question
+        question = Question(name, kind)
+        if self._written < MAX_QUESTIONS:
             self._written += 1
             questions.append(question)
-        return answer
+        return question

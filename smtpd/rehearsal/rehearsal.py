@@ -51,7 +51,7 @@ class Step:
     """The lines of all replies."""
     opinions: Sequence[Opinion] = ()
     """Filters asked here, in that order; their answers may have come later."""
-    decisions: Sequence[Decision] = ()
+    decisions: list[Decision] = field(default_factory=list)
     """What became of verdicts here, those of earlier stages included."""
     shared: Questions = field(default_factory=list)
     """Lookups here that belong to no single filter."""
@@ -138,7 +138,7 @@ async def rehearse(
             await play.send(script)
         else:
             await play.follow(script)
-        await play.talk.hang_up()
+        await play.leave()
     finally:
         await stage.close()
     authserv_id = service.authserv_id if service.policy.gives_evidence else ""
@@ -278,6 +278,11 @@ class _Play:
                 self._note(Step(moment, self._shown(moment, said)[:MAX_SAID]), heard)
                 said, moment = b"", None
 
+    async def leave(self) -> None:
+        """Hang up, and see what came too late for the client."""
+        await self.talk.hang_up()
+        self._place_decisions()
+
     def _shown(self, moment: Moment, said: bytes) -> str:
         """What the client said, without its password."""
         if moment == "message":
@@ -300,9 +305,16 @@ class _Play:
         step.heard = tuple(heard.decode("ascii", "replace").split("\r\n")[:-1])
         step.opinions, self._opinions = opinions[self._opinions :], len(opinions)
         step.shared, self._shared = shared[self._shared :], len(shared)
-        step.decisions = [one for one in self._new_decisions() if one.filter != self._stage.bystander]
         self.steps.append(step)
+        self._place_decisions()
         return step
+
+    def _place_decisions(self) -> None:
+        """Put new decisions to the command they belong to: a lookup may go on while the client does."""
+        for decision in self._new_decisions():
+            if decision.filter != self._stage.bystander:
+                fitting = (step for step in reversed(self.steps) if step.moment == decision.stage)
+                next(fitting, self.steps[-1]).decisions.append(decision)
 
     def _new_decisions(self) -> Iterable[Decision]:
         mails = self._stage.watch.mails

@@ -56,8 +56,10 @@ def added_fields(letter: Letter) -> list[str]:
     return [unfolded(line) for line in added if line.strip()]
 
 
-def words_of(answer: Answer) -> str:
+def words_of(answer: Answer | None) -> str:
     """An answer in a few words: its records, or why there are none."""
+    if answer is None:
+        return "(not waited for)"
     if answer.found:
         return ", ".join(map(_record, answer.records))
     return f"{answer.status} ({answer.reason})" if answer.reason else answer.status
@@ -122,11 +124,12 @@ def _questions(questions: Iterable[Question]) -> Plain:
         {
             "name": question.name,
             "type": question.kind,
-            "status": question.answer.status,
-            "reason": question.answer.reason,
-            "records": [_record(record) for record in question.answer.records],
+            "status": answer.status if answer is not None else None,
+            "reason": answer.reason if answer is not None else "",
+            "records": [_record(record) for record in answer.records] if answer is not None else [],
         }
         for question in questions
+        for answer in (question.answer,)
     ]
 
 

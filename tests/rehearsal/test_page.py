@@ -3,8 +3,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-
 from rehearsals import LETTER, play, said
+
 from smtpd import replies
 from smtpd.findings import SpfCheck, SpfResults
 from smtpd.model import Message, Recipient, Transaction
@@ -157,4 +157,4 @@ async def test_the_pass_of_everybody_is_shown() -> None:
             return PASS
 
     lines = await shown(filters={"silent": Silent})
-    assert ["      result  pass", "      action  goes on"] == lines[lines.index("   silent") + 2 :][:2]
+    assert lines[lines.index("   silent") + 2 :][:2] == ["      result  pass", "      action  goes on"]

@@ -4,18 +4,20 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from rehearsals import LETTER, NOW, play, replies, said
 
 from delivery_agents.maildir import Maildir
-from rehearsals import LETTER, NOW, play, replies, said
 from smtpd import replies as texts
 from smtpd.config.listeners import Listener
 from smtpd.delivery import Delivery
+from smtpd.dns import NXDOMAIN, Answer, Type
 from smtpd.findings import SpfCheck, SpfResults
 from smtpd.model import Message, Recipient, Session, Transaction
 from smtpd.options import AgentOptions
 from smtpd.policy import PASS, Filter, Verdict
 from smtpd.rehearsal import Client, Envelope, Line, RehearsalError, rehearsal
 from smtpd.rehearsal.rehearsal import Step
+from smtpd.rehearsal.telling import words_of
 from smtpd.zone import Zone
 
 NO = texts.DENIED_CLIENT(ip="192.0.2.1")
@@ -73,6 +75,10 @@ class Clocked(Filter):
 
 def step(performance: rehearsal.Performance, moment: str) -> Step:
     return next(step for step in performance.steps if step.moment == moment)
+
+
+def files_below(path: Path) -> list[Path]:
+    return list(path.rglob("*"))
 
 
 async def test_a_message_is_played_to_its_end() -> None:
@@ -141,14 +147,39 @@ async def test_every_lookup_belongs_to_the_filter_that_asked() -> None:
     zone = Zone({"one.test": {"A": ["192.0.2.7"]}, "two.test": {"A": "tempfail: timeout"}})
     done = await play(filters={"one": Asking, "two": Asking}, zone=zone)
     asked = {
-        opinion.filter: [(one.name, one.kind, one.answer.status) for one in opinion.questions]
+        opinion.filter: [(one.name, one.kind, words_of(one.answer)) for one in opinion.questions]
         for opinion in step(done, "mail").opinions
     }
     assert asked == {
-        "one": [("one.test", "A", "ok"), ("one.test", "MX", "nodata")],
-        "two": [("two.test", "A", "tempfail"), ("two.test", "MX", "nodata")],
+        "one": [("one.test", "A", "192.0.2.7"), ("one.test", "MX", "nodata")],
+        "two": [("two.test", "A", "tempfail (timeout)"), ("two.test", "MX", "nodata")],
     }
     assert [one for step in done.steps for one in step.shared] == []
+
+
+async def test_an_answer_that_comes_later_stands_where_the_question_was() -> None:
+    class Late(Filter):
+        async def on_connect(self, session: Session) -> Verdict:
+            while not session.helo:  # noqa: ASYNC110 - the client goes on without it
+                await asyncio.sleep(0)
+            return Verdict(NO)
+
+    done = await play(filters={"late": Late})
+    assert [one.result for one in step(done, "connect").decisions] == ["held"]
+    assert [one.result for one in step(done, "rcpt").decisions] == ["refused"]
+
+
+async def test_a_lookup_that_nobody_waits_for_is_shown_as_such() -> None:
+    class Silent(Zone):
+        async def resolve(self, name: str, kind: Type, timeout: float | None = None) -> Answer:
+            await asyncio.Event().wait()
+            return NXDOMAIN
+
+    rules = {"one": {"timeout": 0.01}}
+    done = await play(filters={"one": Asking}, rules=rules, zone=Silent(cached=False))
+    (question,) = step(done, "mail").opinions[0].questions
+    assert (question.name, words_of(question.answer)) == ("one.test", "(not waited for)")
+    assert done.ending == "accepted"
 
 
 async def test_a_lookup_of_no_single_filter_is_shared() -> None:
@@ -221,7 +252,7 @@ async def test_agents_are_not_started_and_not_asked(tmp_path: Path) -> None:
     store = Maildir.Options(type="maildir", path=str(tmp_path / "mail"), recipients="any")
     done = await play(tables={"agents": {"store": store}})
     assert done.ending == "accepted"
-    assert list(tmp_path.iterdir()) == []
+    assert files_below(tmp_path) == []
 
 
 async def test_agents_that_are_asked_get_no_message(tmp_path: Path) -> None:
@@ -232,7 +263,7 @@ async def test_agents_that_are_asked_get_no_message(tmp_path: Path) -> None:
     done = await play(letter, tables={"agents": {"store": store}}, ask_agents=True)
     assert [step.code for step in done.steps if step.moment == "rcpt"] == ["250", "550"]
     assert done.ending == "partly accepted"
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert [path for path in files_below(tmp_path) if path.is_file()] == []
 
 
 async def test_a_delivery_that_was_begun_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:

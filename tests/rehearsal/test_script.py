@@ -24,7 +24,8 @@ def test_lf_becomes_crlf_unless_the_file_has_line_ends_of_its_own(written: bytes
 def test_dialogs_are_read_as_those_of_the_server_are(tmp_path: Path) -> None:
     path = tmp_path / "dialog.smtp"
     path.write_bytes(
-        b"# RFC 5321\n# start: ehlo\nS: 220 hi\nC: EHLO \\x41\\\\\r\nC- half\\r\nC: (starts TLS)\nC: (c)x\n\nC: (hangs up)\n"
+        b"# RFC 5321\n# start: ehlo\nS: 220 hi\n"
+        b"C: EHLO \\x41\\\\\r\nC- half\\r\nC: (starts TLS)\nC: (c)x\n\nC: (hangs up)\n"
     )
     assert read_dialog(path) == [
         Line(b"EHLO A\\\r\n"), Line(b"half\r"), Line(b"(c)x\r\n"), Line(hangs_up=True)

@@ -1,0 +1,138 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from smtpd.cli import main
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "testing-policy.md"
+CONFIG = """
+[smtpd]
+hostname = "mx.example.org"
+[smtpd.listeners.smtp]
+address = ":25"
+mode = "smtp"
+[smtpd.tls]
+cert_file = "/nonexistent/crt"
+key_file = "/nonexistent/key"
+[smtpd.domains]
+"example.org" = "store"
+[smtpd.agents.store]
+type = "lmtp"
+address = "127.0.0.1:1"
+"""
+CASE = """
+[[case]]
+name = "a case"
+rcpt = "ann@example.org"
+message_file = "message.eml"
+expect = { data = "250" }
+"""
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def run(tmp_path: Path, text: str, *arguments: str) -> Result:
+    (tmp_path / "policy.toml").write_text(text)
+    return CliRunner().invoke(main, ["test", *arguments, str(tmp_path / "policy.toml")])
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Path:
+    (tmp_path / "config.toml").write_text(CONFIG)
+    (tmp_path / "message.eml").write_text("From: a@b.test\n\nHi\n")
+    return tmp_path
+
+
+def test_the_example_of_the_manual_passes_as_it_says(tmp_path: Path) -> None:
+    (example,) = blocks("toml")
+    done = run(tmp_path, example)
+    passing, _ = blocks("console")
+    assert f"$ smtpd test policy.toml\n{done.stdout}" == passing
+    assert (done.exit_code, done.stderr) == (0, "")
+
+
+def test_the_failure_of_the_manual_is_shown_as_it_says(tmp_path: Path) -> None:
+    (example,) = blocks("toml")
+    changed = example.replace('fail = "reject"\n', 'fail = "reject"\ntemperror = "defer"\n')
+    done = run(tmp_path, changed, "--only", "marked")
+    _, failing = blocks("console")
+    assert f"$ smtpd test --only marked policy.toml\n{done.stdout}" == failing
+    assert done.exit_code == 1
+    explained = run(tmp_path, changed, "--only", "marked", "--explain").stdout
+    assert "      C: RCPT TO:<ann@example.com>\n" in explained
+    assert "C: " not in run(tmp_path, changed, "--only", "heard", "--explain").stdout
+
+
+def test_the_page_of_the_manual_is_what_explain_prints(tmp_path: Path) -> None:
+    """Below its `C:` lines; the id differs in every run."""
+    (tmp_path / "zone.toml").write_text('["sender.example"]\nTXT = ["v=spf1 ip4:198.51.100.7 -all"]\n')
+    (tmp_path / "message.eml").write_text("From: joe@sender.example\n\n" + "x" * 93 + "\n")
+    (tmp_path / "config.toml").write_text(
+        CONFIG.replace("example.org", "example.com") + '[smtpd.filters.access]\n[smtpd.filters.spf]\nfail = "reject"\n'
+    )
+    words = ["--ip", "192.0.2.1", "--helo", "mx.sender.example", "--from", "joe@sender.example"]
+    words += ["--to", "ann@example.com", "--config", str(tmp_path / "config.toml")]
+    words += ["--zone", str(tmp_path / "zone.toml"), str(tmp_path / "message.eml")]
+    done = CliRunner().invoke(main, ["explain", *words])
+    (shown,) = re.findall(r"^```\n(C: MAIL.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    printed = re.sub(r"\[spf \w+\]", "[spf ...]", done.stdout)
+    assert [part for part in shown.split("\n\n") if part.strip() not in printed] == []
+
+
+def test_a_configuration_file_is_named_by_the_tests_or_on_the_command_line(desk: Path) -> None:
+    """Neither its certificates nor its mailstore are there."""
+    assert run(desk, 'config_file = "config.toml"\n' + CASE).exit_code == 0
+    assert run(desk, CASE, "--config", str(desk / "config.toml")).exit_code == 0
+    assert run(desk, CASE).exit_code == 1  # example.org is not ours then
+
+
+def test_the_environment_makes_no_difference(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMTPD__DOMAINS", "nonsense")
+    assert run(desk, 'config_file = "config.toml"\n' + CASE).exit_code == 0
+
+
+def test_machines_are_told_every_difference(desk: Path) -> None:
+    done = run(desk, CASE.replace("250", "550") + CASE.replace("a case", "another"), "--json")
+    told = json.loads(done.stdout)
+    assert (told["passed"], told["failed"], done.exit_code) == (0, 2, 1)
+    assert told["cases"][0]["case"] == "a case"
+    assert told["cases"][0]["differences"] == [{"what": "data", "expected": "550", "was": "(never came to it)"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (CASE.replace("rcpt", "recpt"), 'policy.toml:4: case[0].recpt: unknown key, did you mean "rcpt"?'),
+        (CASE.replace("message.eml", "none.eml"), "policy.toml:5: message_file: none.eml: cannot be read: No such"),
+        ('config_file = "none.toml"\n' + CASE, "policy.toml:1: config_file: none.toml: cannot be read: No such file"),
+        (
+            CASE + 'config = { filters = { spf = { fial = "x" } } }\n',
+            'policy.toml:7: config: configuration: smtpd.filters.spf.fial: unknown key, did you mean "fail"?',
+        ),
+        (CASE + 'zone_file = "none.toml"\n', "policy.toml:7: zone_file: cannot be read: No such file"),
+        (CASE + 'zone = { "a.b" = { TEXT = [] } }\n', "policy.toml:7: zone: a.b: knows no 'TEXT'"),
+        (CASE + 'listener = "x"\n', "there is no listener 'x'"),
+        (CASE.replace("ann@", "a\\nnn@"), "policy.toml:4: rcpt: 'a\\nnn@example.org' cannot stand in a command"),
+    ],
+)
+def test_what_cannot_be_used_is_exit_status_2(desk: Path, text: str, problem: str) -> None:
+    done = run(desk, text)
+    assert done.exit_code == 2
+    assert problem in done.stderr
+
+
+def test_a_file_that_cannot_be_used_does_not_keep_the_others_from_running(desk: Path) -> None:
+    (desk / "policy.toml").write_text('config_file = "config.toml"\n' + CASE)
+    done = CliRunner().invoke(main, ["test", str(desk / "none.toml"), str(desk / "policy.toml")])
+    assert (done.exit_code, done.stdout) == (2, "ok    a case\n1 passed, 0 failed\n")
+    assert done.stderr == "none.toml: cannot be read: No such file or directory\n"
+
+
+def test_a_filter_that_matches_no_case_is_no_success(desk: Path) -> None:
+    done = run(desk, CASE, "--only", "nothing")
+    assert (done.exit_code, done.stderr) == (2, "there is no such case\n")
