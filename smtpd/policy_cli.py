@@ -86,12 +86,14 @@ def _play(tests: PolicyFile, number: int, case: Case, file: Path | None) -> Perf
 
     config = _config(tests, number, case, file)
     zone = _zone(tests, number, case)
-    key = "message_file"
+    key = "client"
     try:
+        client = client_of(case)
+        key = "message_file"
         content = _content(tests, case)
         key = "rcpt"
         envelope = Envelope(case.mail_from, case.rcpt, content)
-        work = rehearse(config, client_of(case), envelope, resolver=zone, now=_clock(case.time), listener=case.listener)
+        work = rehearse(config, client, envelope, resolver=zone, now=_clock(case.time), listener=case.listener)
         return asyncio.run(work)
     except ScriptError as error:
         raise ConfigError([tests.problem(number, key, str(error))]) from None

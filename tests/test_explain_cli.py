@@ -37,6 +37,7 @@ path = "MAIL"
 url = "sqlite:MAIL/state.db"
 [smtpd.metrics]
 address = "127.0.0.1:1"
+token_file = "/nonexistent/token"
 [smtpd.filters.spf]
 fail = "reject"
 """
@@ -154,6 +155,7 @@ def test_what_was_recorded_can_be_repeated_without_the_network(desk: Path) -> No
         (("message.eml", "--session", "none.smtp"), "zone.toml", "--session brings its own"),
         (("none.eml", *ENVELOPE), "zone.toml", "none.eml: cannot be read: No such file"),
         (("--session", "none.smtp"), "zone.toml", "none.smtp: cannot be read: No such file"),
+        (("message.eml", *ENVELOPE, "--helo", "a\nb"), "zone.toml", "'a\\nb' cannot stand in a command"),
         (("message.eml", *ENVELOPE), "none.toml", "none.toml: No such file or directory"),
         (("message.eml", *ENVELOPE), "config.toml", "config.toml: smtpd: knows no 'hostname'"),
         (("message.eml", "--from", "a\nb", "--to", "c"), "zone.toml", "cannot stand in a command"),

@@ -17,6 +17,8 @@ mode = "smtp"
 [smtpd.tls]
 cert_file = "/nonexistent/crt"
 key_file = "/nonexistent/key"
+[smtpd.metrics]
+token_file = "/nonexistent/token"
 [smtpd.domains]
 "example.org" = "store"
 [smtpd.agents.store]
@@ -116,6 +118,7 @@ def test_machines_are_told_every_difference(desk: Path) -> None:
         ),
         (CASE + 'zone_file = "none.toml"\n', "policy.toml:7: zone_file: cannot be read: No such file"),
         (CASE + 'zone = { "a.b" = { TEXT = [] } }\n', "policy.toml:7: zone: a.b: knows no 'TEXT'"),
+        (CASE + 'client = { helo = "a\\tb" }\n', "policy.toml:7: client: 'a\\tb' cannot stand in a command"),
         (CASE + 'listener = "x"\n', "there is no listener 'x'"),
         (CASE.replace("ann@", "a\\nnn@"), "policy.toml:4: rcpt: 'a\\nnn@example.org' cannot stand in a command"),
     ],

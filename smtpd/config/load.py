@@ -34,8 +34,8 @@ class Report:
 def load(path: FilePath | None, environ: Mapping[str, str], *, over: Tree | None = None, files: bool = True) -> Config:
     """Read the file (None: the developer set-up below the current directory) and what overrides it.
 
-    `over` is laid over the tables of the file, table by table. `files=False`: certificates and the like need not be
-    there, as nothing will be served. Raises ConfigError with every mistake at once.
+    `over` is laid over the tables of the file, table by table. `files=False`: certificates, files with secrets and the
+    like need not be there, as nothing will be served. Raises ConfigError with every mistake at once.
     """
     report, _ = _read_and_build(path, environ, over=over, files=files)
     if report.config is None:
@@ -79,7 +79,7 @@ def _read_and_build(
     tree = document.get("smtpd")
     if not isinstance(tree, dict):
         return Report(None, [Problem(path.name, None, "smtpd", "there is no table [smtpd]")]), origins
-    return _build(_laid_over(tree, over), origins, environ, files=files), origins
+    return _build(_laid_over(tree, over), origins, environ, files=files, secrets=files), origins
 
 
 def _laid_over(tables: Tree, over: Tree | None) -> Tree:
@@ -161,9 +161,10 @@ def _syntax_problem(path: FilePath, text: str, error: tomllib.TOMLDecodeError) -
     return Problem(path.name, int(place[1]), "", f"{sentence}, column {place[2]}")
 
 
-def _build(tree: Tree, origins: Origins, environ: Mapping[str, str], *, files: bool) -> Report:
+def _build(tree: Tree, origins: Origins, environ: Mapping[str, str], *, files: bool, secrets: bool = True) -> Report:
     findings = list(apply_environment(environ, tree, origins))
-    findings += read_secrets(tree, origins)
+    unread = list(read_secrets(tree, origins))
+    findings += unread if secrets else []
     draft = validate(tree)
     findings += draft.findings
     warnings: list[Finding] = []

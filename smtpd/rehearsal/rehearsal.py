@@ -264,7 +264,7 @@ class _Play:
 
     async def follow(self, script: Iterable[Line]) -> None:
         """Say line after line of a dialog."""
-        said, moment = b"", None
+        said, moment = bytearray(), None
         for line in script:
             if self.talk.is_over or line.hangs_up:
                 break
@@ -275,8 +275,8 @@ class _Play:
             said += line.octets
             heard = await self.talk.say(line.octets)
             if heard:
-                self._note(Step(moment, self._shown(moment, said)[:MAX_SAID]), heard)
-                said, moment = b"", None
+                self._note(Step(moment, self._shown(moment, bytes(said))[:MAX_SAID]), heard)
+                said, moment = bytearray(), None
 
     async def leave(self) -> None:
         """Hang up, and see what came too late for the client."""

@@ -27,6 +27,10 @@ class Client:
     tls: bool = False
     login: str | None = None
 
+    def __post_init__(self) -> None:
+        if not self.helo.isprintable():
+            raise ScriptError(f"{self.helo!r} cannot stand in a command")
+
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
