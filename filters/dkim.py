@@ -75,7 +75,7 @@ class DkimOptions(FilterOptions):
     """What happens when no signature that counts is by the domain in From or one above or below: 550 5.7.22."""
     temperror: Literal["tag", "defer"] = "tag"
     """What happens when only a key that cannot be looked up is missing: the label, or 451 4.7.5 as well."""
-    # RFC 6376 §8.2. Gmail and others sign whole bodies; whoever can append to a body can show anything.
+    # RFC 6376 §8.2: whoever can append to a body can show anything.
     body_length: Literal["ignore", "count"] = "ignore"
     """Whether a pass that leaves out the end of the body (l=) counts for DMARC, and as a pass at all."""
     testing_keys: Literal["ignore", "count"] = "ignore"
@@ -85,7 +85,7 @@ class DkimOptions(FilterOptions):
         "Content-Transfer-Encoding", "Content-Type", "Date", "Message-ID", "MIME-Version", "Sender", "Subject"
     )  # fmt: skip
     """Fields, besides From, that make a signature worthless when there are more of them than it signs."""
-    # Postfix with opendkim looks at all; Gmail at 5 or so.
+    # opendkim 3, from the top down, unless it is told which domains to trust.
     max_signatures: Annotated[int, Field(ge=1, le=50)] = 8
     """Most signatures of a message that are looked at."""
     min_rsa_bits: Annotated[int, Field(ge=1024, le=4096)] = 1024

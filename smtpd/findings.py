@@ -102,7 +102,9 @@ class DkimResults:
         for one in self.signatures:
             values = (("d", one.domain), ("s", one.selector), ("a", one.algorithm), ("i", one.identity))
             properties = tuple(("header", name, value) for name, value in (*values, ("b", one.signature)) if value)
-            yield MethodResult("dkim", one.result, reason=one.reason, properties=properties)
+            is_cut = self.unchecked and one is self.signatures[-1]
+            comment = f"{self.unchecked} more signatures not looked at" if is_cut else ""
+            yield MethodResult("dkim", one.result, reason=one.reason, comment=comment, properties=properties)
 
 
 @dataclass(frozen=True, slots=True)

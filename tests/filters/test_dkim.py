@@ -71,6 +71,7 @@ async def test_report_names_each_signature_with_its_reason() -> None:
 
 
 CHANGED = JOE.sign() + b"PS\r\n"
+APPENDED = JOE.sign(l="5") + b"PS\r\n"
 
 
 @pytest.mark.parametrize(
@@ -88,6 +89,9 @@ CHANGED = JOE.sign() + b"PS\r\n"
         ({"failed": "reject"}, EVE.field() + CHANGED, {}, "550 5.7.2"),
         ({"failed": "reject"}, EVE.field(h="from") + CHANGED, {}, "550 5.7.2"),
         ({"failed": "reject"}, CHANGED.replace(b"b=", b"b=A", 1), {}, "550 5.7.2"),
+        ({}, APPENDED, {}, "250 2.0.0 dkim-fail"),
+        ({"failed": "reject"}, APPENDED, {}, "550 5.7.2"),
+        ({"body_length": "count", "failed": "reject"}, APPENDED, {}, "250 2.0.0 dkim-pass"),
         ({"unaligned": "reject"}, EVE.sign(), {}, "550 5.7.2"),
         ({"unaligned": "reject"}, EVE.field() + JOE.sign(), {}, "250 2.0.0 dkim-pass"),
         ({"unaligned": "reject"}, SUBDOMAIN.sign(), {}, "250 2.0.0 dkim-pass"),
@@ -201,6 +205,7 @@ async def test_thousand_signatures_cost_eight_lookups_and_do_not_hide_the_author
         await (await server.connect()).send(b"".join(junk) + JOE.sign())
         assert server.delivered[0].labels == {"dkim-pass"}
         assert server.count("smtpd_dkim_checks_total", filter="dkim", result="permerror") == 7
+        assert b"(983 more signatures not looked at)" in server.delivered[0].content
     results = Witness.seen[0]
     assert len(results.signatures) == 8
     assert results.unchecked == 983
