@@ -8,6 +8,7 @@ from smtpd.dns import Resolver
 from smtpd.options import AgentOptions
 from smtpd.policy import Filter
 from smtpd.rehearsal import Client, Envelope, Line, Performance, rehearse
+from smtpd.rehearsal.rehearsal import Step
 from smtpd.zone import Zone
 
 NOW = 1_700_000_000.0
@@ -38,6 +39,11 @@ async def play(
     return await rehearse(
         config, client or Client(), script, resolver=resolver, now=lambda: NOW, filters=kinds, **options
     )
+
+
+def step_at(performance: Performance, moment: str) -> Step:
+    """The first step at this moment."""
+    return next(step for step in performance.steps if step.moment == moment)
 
 
 def said(*lines: str) -> list[Line]:

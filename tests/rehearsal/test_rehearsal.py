@@ -1,24 +1,17 @@
 import asyncio
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from rehearsals import LETTER, NOW, play, replies, said
+from rehearsals import LETTER, NOW, play, replies, said, step_at
 
-from delivery_agents.maildir import Maildir
 from smtpd import replies as texts
 from smtpd.config.listeners import Listener
-from smtpd.delivery import Delivery
-from smtpd.dns import NXDOMAIN, Answer, Type
 from smtpd.findings import SpfCheck, SpfResults
 from smtpd.model import Message, Recipient, Session, Transaction
 from smtpd.options import AgentOptions
 from smtpd.policy import PASS, Filter, Verdict
-from smtpd.rehearsal import Client, Envelope, Line, RehearsalError, rehearsal
-from smtpd.rehearsal.rehearsal import Step
-from smtpd.rehearsal.telling import words_of
-from smtpd.zone import Zone
+from smtpd.rehearsal import Client, Envelope, Line, RehearsalError
 
 NO = texts.DENIED_CLIENT(ip="192.0.2.1")
 LATER = texts.SPF_TEMPERROR
@@ -45,16 +38,6 @@ class Slow(Filter):
         return PASS
 
 
-class Asking(Filter):
-    """Asks for its own name, from a task of its own."""
-
-    async def on_mail(self, mail: Transaction) -> Verdict:
-        lookups = self.services.lookups(mail)
-        await asyncio.create_task(lookups.resolve(f"{self.table}.test", "A"))
-        lookups.peek(f"{self.table}.test", "MX")
-        return PASS
-
-
 class Knowing(Filter):
     """Leaves a fact."""
 
@@ -73,14 +56,6 @@ class Clocked(Filter):
         return PASS
 
 
-def step(performance: rehearsal.Performance, moment: str) -> Step:
-    return next(step for step in performance.steps if step.moment == moment)
-
-
-def files_below(path: Path) -> list[Path]:
-    return list(path.rglob("*"))
-
-
 async def test_a_message_is_played_to_its_end() -> None:
     done = await play()
     assert [step.moment for step in done.steps] == ["connect", "helo", "mail", "rcpt", "data", "message"]
@@ -93,7 +68,7 @@ async def test_a_message_is_played_to_its_end() -> None:
 
 async def test_a_held_refusal_is_shown_where_it_was_decided_and_where_it_was_spoken() -> None:
     done = await play(filters={"grim": Refusing})
-    connect, rcpt = step(done, "connect"), step(done, "rcpt")
+    connect, rcpt = step_at(done, "connect"), step_at(done, "rcpt")
     (opinion,) = connect.opinions
     assert (opinion.filter, opinion.stage, opinion.inputs) == ("grim", "connect", {"ip": "192.0.2.1"})
     assert opinion.verdict is not None
@@ -108,7 +83,7 @@ async def test_a_held_refusal_is_shown_where_it_was_decided_and_where_it_was_spo
 async def test_an_observing_filter_refuses_nothing_and_says_what_it_would_have() -> None:
     done = await play(filters={"grim": Refusing}, rules={"grim": {"mode": "observe"}})
     assert done.ending == "accepted"
-    assert [one.result for one in step(done, "connect").decisions] == ["observed"]
+    assert [one.result for one in step_at(done, "connect").decisions] == ["observed"]
     assert done.modes == {"grim": "observe"}
 
 
@@ -127,10 +102,10 @@ async def test_a_filter_that_is_off_is_not_asked() -> None:
 )
 async def test_a_crash_is_shown_and_never_refuses(rules: dict[str, Any], ending: str, result: str) -> None:
     done = await play(filters={"broken": Crashing}, rules={"broken": rules})
-    (opinion,) = step(done, "message").opinions
+    (opinion,) = step_at(done, "message").opinions
     assert opinion.failure == "RuntimeError: no such luck"
     assert done.ending == ending
-    assert step(done, "message").decisions[-1].result == result
+    assert step_at(done, "message").decisions[-1].result == result
     (complaint,) = done.complaints
     assert (complaint["event"], complaint["filter"]) == ("filter-failed", "broken")
 
@@ -138,23 +113,9 @@ async def test_a_crash_is_shown_and_never_refuses(rules: dict[str, Any], ending:
 async def test_a_filter_out_of_time_is_shown_and_never_refuses() -> None:
     done = await play(filters={"slow": Slow}, rules={"slow": {"timeout": 0.01, "on_error": "pass"}})
     assert done.ending == "accepted"
-    (opinion,) = step(done, "mail").opinions
+    (opinion,) = step_at(done, "mail").opinions
     assert opinion.failure == "CancelledError"
     assert [one.result for step in done.steps for one in step.decisions] == ["timeout"]
-
-
-async def test_every_lookup_belongs_to_the_filter_that_asked() -> None:
-    zone = Zone({"one.test": {"A": ["192.0.2.7"]}, "two.test": {"A": "tempfail: timeout"}})
-    done = await play(filters={"one": Asking, "two": Asking}, zone=zone)
-    asked = {
-        opinion.filter: [(one.name, one.kind, words_of(one.answer)) for one in opinion.questions]
-        for opinion in step(done, "mail").opinions
-    }
-    assert asked == {
-        "one": [("one.test", "A", "192.0.2.7"), ("one.test", "MX", "nodata")],
-        "two": [("two.test", "A", "tempfail (timeout)"), ("two.test", "MX", "nodata")],
-    }
-    assert [one for step in done.steps for one in step.shared] == []
 
 
 async def test_an_answer_that_comes_later_stands_where_the_question_was() -> None:
@@ -165,30 +126,8 @@ async def test_an_answer_that_comes_later_stands_where_the_question_was() -> Non
             return Verdict(NO)
 
     done = await play(filters={"late": Late})
-    assert [one.result for one in step(done, "connect").decisions] == ["held"]
-    assert [one.result for one in step(done, "rcpt").decisions] == ["refused"]
-
-
-async def test_a_lookup_that_nobody_waits_for_is_shown_as_such() -> None:
-    class Silent(Zone):
-        async def resolve(self, name: str, kind: Type, timeout: float | None = None) -> Answer:
-            await asyncio.Event().wait()
-            return NXDOMAIN
-
-    rules = {"one": {"timeout": 0.01}}
-    done = await play(filters={"one": Asking}, rules=rules, zone=Silent(cached=False))
-    (question,) = step(done, "mail").opinions[0].questions
-    assert (question.name, words_of(question.answer)) == ("one.test", "(not waited for)")
-    assert done.ending == "accepted"
-
-
-async def test_a_lookup_of_no_single_filter_is_shared() -> None:
-    class Background(Filter):
-        async def start(self) -> None:
-            await self.services.resolver.resolve("list.test", "A")
-
-    done = await play(filters={"list": Background})
-    assert [one.name for one in step(done, "connect").shared] == ["list.test"]
+    assert [one.result for one in step_at(done, "connect").decisions] == ["held"]
+    assert [one.result for one in step_at(done, "rcpt").decisions] == ["refused"]
 
 
 async def test_results_are_shown_of_a_message_that_was_refused() -> None:
@@ -196,7 +135,7 @@ async def test_results_are_shown_of_a_message_that_was_refused() -> None:
     (letter,) = done.letters
     assert letter.collected == []
     assert letter.authentication_results.startswith("Authentication-Results: mx.test; spf=fail")
-    assert step(done, "mail").opinions[0].found == [letter.mail.facts.get(SpfResults)]
+    assert step_at(done, "mail").opinions[0].found == [letter.mail.facts.get(SpfResults)]
 
 
 async def test_a_transaction_refused_at_mail_is_known() -> None:
@@ -243,56 +182,9 @@ async def test_dots_and_octets_arrive_as_they_are_in_the_file() -> None:
             return PASS
 
     done = await play(replace(LETTER, content=content), filters={"reading": Reading})
-    assert step(done, "mail").said.endswith(f"SIZE={len(content)} BODY=8BITMIME")
+    assert step_at(done, "mail").said.endswith(f"SIZE={len(content)} BODY=8BITMIME")
     assert seen == [content + b"\r\n"]
     assert done.ending == "accepted"
-
-
-async def test_agents_are_not_started_and_not_asked(tmp_path: Path) -> None:
-    store = Maildir.Options(type="maildir", path=str(tmp_path / "mail"), recipients="any")
-    done = await play(tables={"agents": {"store": store}})
-    assert done.ending == "accepted"
-    assert files_below(tmp_path) == []
-
-
-async def test_agents_that_are_asked_get_no_message(tmp_path: Path) -> None:
-    store = Maildir.Options(type="maildir", path=str(tmp_path), recipients="existing")
-    for name in ("new", "cur", "tmp"):
-        (tmp_path / "example.test" / "ann" / name).mkdir(parents=True)
-    letter = replace(LETTER, recipients=("ann@example.test", "bob@example.test"))
-    done = await play(letter, tables={"agents": {"store": store}}, ask_agents=True)
-    assert [step.code for step in done.steps if step.moment == "rcpt"] == ["250", "550"]
-    assert done.ending == "partly accepted"
-    assert [path for path in files_below(tmp_path) if path.is_file()] == []
-
-
-async def test_a_delivery_that_was_begun_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-
-    class Backend(Delivery):
-        async def recipient(self, recipient: Recipient) -> None:
-            calls.append("recipient")
-
-        async def abandon(self) -> None:
-            calls.append("abandon")
-
-    monkeypatch.setattr(Maildir, "open", lambda agent, mail: Backend(agent, mail))
-    monkeypatch.setattr(Maildir, "asks", True)
-    store = Maildir.Options(type="maildir", path="/nonexistent", recipients="existing")
-    await play(tables={"agents": {"store": store}}, ask_agents=True)
-    assert calls == ["recipient", "abandon"]
-
-
-async def test_the_state_of_the_server_is_left_alone(tmp_path: Path) -> None:
-    class Remembering(Filter):
-        async def on_mail(self, mail: Transaction) -> Verdict:
-            await self.services.store.put("grey", "key", b"value", 60.0)
-            return PASS
-
-    path = tmp_path / "state.db"
-    done = await play(filters={"grey": Remembering}, tables={"state": {"url": f"sqlite:{path}"}})
-    assert (done.ending, done.complaints) == ("accepted", [])
-    assert not path.exists()
 
 
 SUBMISSION = {
@@ -363,7 +255,7 @@ async def test_a_table_that_is_called_like_our_onlooker_is_no_problem() -> None:
 async def test_lmtp_is_greeted_as_lmtp() -> None:
     listener = Listener(address=("127.0.0.1:0",), mode="lmtp")
     done = await play(tables={"listeners": {"smtp": listener}})
-    assert step(done, "helo").said.startswith("LHLO ")
+    assert step_at(done, "helo").said.startswith("LHLO ")
     assert done.ending == "accepted"
 
 
@@ -395,7 +287,7 @@ async def test_nothing_is_left_running() -> None:
     done = await play(said("NOOP"), filters={"linger": Lingering}, rules={"linger": {"act_at": "message"}})
     assert len(asyncio.all_tasks()) == before
     assert Lingering.stopped == ["linger"]
-    assert step(done, "connect").opinions[0].verdict is None
+    assert step_at(done, "connect").opinions[0].verdict is None
 
 
 @pytest.mark.parametrize("envelope", [("joe\r\n@x.test", ("a@b.test",)), ("", ()), ("", ("a\0@b.test",))])
