@@ -146,7 +146,7 @@ class OwnDomains:
     """Domains of ours: keys as in `[smtpd.domains]`. Questions are about A-labels in lower case."""
 
     def __init__(self, keys: Iterable[str], *, subdomains: bool, strict: bool) -> None:
-        names = {host_key(key) for key in keys} - {"*"}
+        names = {host_key(key) for key in keys}  # no domain is below "*"
         self._exact = frozenset(name for name in names if not name.startswith("*."))
         below = frozenset(name[2:] for name in names if name.startswith("*."))
         self._heads = self._exact | below

@@ -229,6 +229,11 @@ async def test_what_could_be_a_proof_when_dns_answers_is_not_refused(
     assert (await House(zone(**down), on_tempfail="defer").send(content, sender=sender)).startswith(DEFERRED)
 
 
+async def test_refusal_of_the_sender_beats_a_deferral_of_the_author() -> None:
+    house = House(zone(**KEY_DOWN), on_tempfail="defer", domains=["example.test", "our.test"])
+    assert (await house.send(signed(), sender="boss@our.test")).startswith("550 5.7.1 Mail from our.test needs ")
+
+
 async def test_trouble_with_somebody_elses_dns_is_no_excuse() -> None:
     down = {"s._domainkey.other.example": {"tempfail": True}, "other.example": {"tempfail": True}}
     assert (await House(zone(**down)).send(signed(OURS, "other.example"))).startswith(REFUSED)

@@ -262,6 +262,7 @@ async def test_who_is_not_recognised_in_time_is_treated_like_others() -> None:
         ([{"name": "a", "networks": [HOST], "domains": ["ex ample"]}], "is no domain"),
         ([NETWORK, {**NAMED}], 'two entries with the name "uni"'),
         ([NETWORK, {"name": "b", "networks": [HOST]}], "b: 192.0.2.9/32 is in the entry uni already"),
+        ([NETWORK, {**NETWORK, "name": "b"}], "b: 192.0.2.8/29 is in the entry uni already"),
         ([NAMED, {"name": "b", "reverse_names": ["*.MX.uni.test"]}], 'b: "*.MX.uni.test" is in the entry uni already'),
         ([NAMED, {"name": "b", "reverse_names": ["mx1.uni.test"]}], 'b: "mx1.uni.test" is in the entry uni already'),
     ],
