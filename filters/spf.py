@@ -37,7 +37,7 @@ The limits of RFC 7208 hold: 10 terms that cause lookups, 2 lookups that find no
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -45,6 +45,7 @@ from pydantic import Field
 from filters.spf_evaluation import Client, evaluate
 from filters.spf_query import LONGEST_CHECK
 from smtpd import replies
+from smtpd.authentication_results import received_spf
 from smtpd.dns import Resolver
 from smtpd.findings import SpfCheck, SpfResults
 from smtpd.metrics import Counter
@@ -76,6 +77,8 @@ class SpfOptions(FilterOptions):
     """What a fail of the name in EHLO or HELO does."""
     longest: Annotated[Seconds, Field(gt=0)] = LONGEST_CHECK
     """Longest time a check may take, seconds; then its result is temperror (RFC 7208 says 20 or more)."""
+    received_spf: bool = False
+    """Whether a Received-SPF field is written as well; Authentication-Results says the same (RFC 7208 §9)."""
     unless: Strings = ("authenticated", "trusted-forwarder")
     """Conditions that silence a refusal: "authenticated", "trusted", "tls", or a label another filter gives."""
 
@@ -109,6 +112,7 @@ class Spf(Filter):
     def __init__(self, name: str, options: SpfOptions, services: Services) -> None:
         super().__init__(name, options, services)
         self._longest = options.longest
+        self._writes_field = options.received_spf
         self._of_sender: dict[str, tuple[Action, _Answers]] = {
             "fail": (options.fail, _FAIL),
             "softfail": (options.softfail, _SOFTFAIL),
@@ -133,10 +137,24 @@ class Spf(Filter):
         mail.facts.add(found)
         self._checks.labels(found.mailfrom.result).inc()
         verdict = self._judge(found.mailfrom, session, self._of_sender)
-        if found.helo is None or found.helo is found.mailfrom:
-            return verdict
-        self._helo_checks.labels(found.helo.result).inc()
-        return _both(verdict, self._judge(found.helo, session, self._of_helo))
+        if found.helo is not None and found.helo is not found.mailfrom:
+            self._helo_checks.labels(found.helo.result).inc()
+            verdict = _both(verdict, self._judge(found.helo, session, self._of_helo))
+        return replace(verdict, headers=(self._received_spf(found.mailfrom, mail),)) if self._writes_field else verdict
+
+    def _received_spf(self, check: SpfCheck, mail: Transaction) -> tuple[str, str]:
+        field = received_spf(
+            check.result,
+            receiver=self.services.hostname,
+            identity=check.identity,
+            client_ip=mail.session.ip_text,
+            envelope_from=mail.sender.text,
+            helo=mail.session.helo,
+            mechanism=check.mechanism,
+            utf8=mail.smtputf8,
+        )
+        name, _, value = field.decode("utf-8").partition(": ")
+        return name, value.removesuffix("\r\n")
 
     def _is_excused(self, session: Session) -> bool:
         return (session.authenticated and "authenticated" in self._excuses) or (

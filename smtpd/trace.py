@@ -12,6 +12,8 @@ from smtpd.model import Session, Transaction
 
 _DOMAIN_LIKE = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}")
 _PATH = re.compile(r"[\x21-\x7e\x80-\U0010ffff ]+")
+_UNSAFE_IN_FIELD = re.compile(r"[^ -~\u00a0-\U0010ffff]+")
+_FOLD = re.compile(r"\r\n(?=[ \t]+[!-~])")  # RFC 5322 §2.2.3; a line of blanks alone is obsolete
 _UNSAFE_IN_COMMENT = re.compile(r"[^\x21\x23-\x27\x2a-\x5b\x5d-\x7e ]")
 
 
@@ -78,8 +80,9 @@ def delivered_to(address: str) -> bytes:
 
 
 def field(name: str, value: str) -> bytes:
-    """Any field a filter wants on top; line breaks and control characters in the value become spaces."""
-    return f"{name}: {re.sub(r'[^ -~\u00a0-\U0010ffff]+', ' ', value)}\r\n".encode("utf-8", "replace")
+    """Any field a filter wants on top; line breaks that fold nothing and control characters become spaces."""
+    lines = (_UNSAFE_IN_FIELD.sub(" ", line) for line in _FOLD.split(value))
+    return f"{name}: {'\r\n'.join(lines)}\r\n".encode("utf-8", "replace")
 
 
 def labels(labels: Iterable[str]) -> bytes:

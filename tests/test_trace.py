@@ -149,3 +149,7 @@ def test_delivered_to_names_the_mailbox() -> None:
 
 def test_a_field_of_a_filter_cannot_bring_another_one() -> None:
     assert trace.field("X-Note", "a\r\nBcc: b\nc\0d") == b"X-Note: a Bcc: b c d\r\n"
+
+
+def test_a_field_of_a_filter_stays_folded() -> None:
+    assert trace.field("X-Note", "a\r\n b\r\n\tc\r\n \r\n d") == b"X-Note: a\r\n b\r\n c  \r\n d\r\n"

@@ -368,3 +368,20 @@ async def test_client_that_leaves_during_a_check_is_no_trouble() -> None:
         await talk.hang_up()
         assert server.count("smtpd_filter_errors_total", filter="spf", kind="exception") == 0
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_received_spf_is_written_on_request_below_our_results_and_above_our_received() -> None:
+    async with house({"received_spf": True}) as server:
+        await answers(server, "pass.example")
+        await answers(server, "fail.example", sender=f"{'j' * 60}@fail.example", helo=f"{'h' * 63}.example")
+        passed, failed = (kept.content.decode() for kept in server.delivered)
+    names = re.findall(r"^([A-Za-z-]+):", passed, re.MULTILINE)
+    assert names[:3] == ["Authentication-Results", "Received-SPF", "Received"]
+    field = re.search(r"^Received-SPF: (.*?)\r\n(?![ \t])", passed, re.MULTILINE | re.DOTALL)
+    assert field is not None
+    assert " ".join(field[1].split()) == (
+        "pass receiver=mx.example.test; identity=mailfrom; client-ip=192.0.2.1; "
+        'envelope-from="joe@pass.example"; helo=client.example; mechanism="ip4:192.0.2.1"'
+    )
+    assert "\r\nReceived-SPF: fail " in failed
+    assert max(map(len, failed.split("\r\n"))) <= 100, "long ones are folded"
