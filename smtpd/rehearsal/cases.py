@@ -92,7 +92,8 @@ class Expectation(Options):
     rcpt: Texts = ()
     """The reply to each RCPT; a single one holds for all."""
     data: Texts = ()
-    """The reply behind the content (with LMTP one for each recipient), or to DATA when that is refused."""
+    """The reply behind the content (with LMTP one for each recipient, of which a single one holds for all), or to DATA
+    when that is refused."""
     headers: Texts = ()
     """Fields that we put on top, unfolded: "Name: words ... words"; "!Name:" must not be there."""
     results: Annotated[dict[str, tuple[str, ...]], BeforeValidator(_patterns)] = {}

@@ -53,7 +53,7 @@ def _replies(expected: Expectation, performance: Performance) -> Iterator[Differ
     replies = _heard(performance, "rcpt")
     yield from _each("rcpt", _as_many(expected.rcpt, replies), replies)
     ends = _heard(performance, "message") or [reply for reply in _heard(performance, "data") if reply >= "4"]
-    yield from _each("data", expected.data, ends)
+    yield from _each("data", _as_many(expected.data, ends), ends)
 
 
 def _as_many(patterns: Sequence[str], replies: Sequence[str]) -> Sequence[str]:

@@ -138,7 +138,7 @@ async def rehearse(
             await play.send(script)
         else:
             await play.follow(script)
-        await play.leave()
+        await play.talk.hang_up()
     finally:
         await stage.close()
     authserv_id = service.authserv_id if service.policy.gives_evidence else ""
@@ -189,7 +189,7 @@ class _Stage:
         self.bystander = next(name for name in _free_names() if name not in kinds)
         self._log = Log(LogOptions(level="warning"), sink=self.lines)
         self._server = Server(
-            config.model_copy(update={"tls": None, "state": StateOptions(), "spool": None, "auth": AuthOptions()}),
+            config.model_copy(update={"state": StateOptions(), "spool": None, "auth": AuthOptions()}),
             agents=agents,
             filters={
                 **{name: self.watch.maker(kind, now) for name, kind in kinds.items()},
@@ -242,7 +242,7 @@ class _Play:
         self._shared = 0
         self._decisions: dict[str, int] = {}
         self.steps: list[Step] = []
-        tls = ENCRYPTED if client.tls or service.switches.tls == "implicit" else None
+        tls = ENCRYPTED if client.tls else None
         self.talk = Talk(service, ip=str(client.ip), tls=tls, transport=_Transport())
 
     async def greet(self) -> None:
@@ -277,11 +277,6 @@ class _Play:
             if heard:
                 self._note(Step(moment, self._shown(moment, bytes(said))[:MAX_SAID]), heard)
                 said, moment = bytearray(), None
-
-    async def leave(self) -> None:
-        """Hang up, and see what came too late for the client."""
-        await self.talk.hang_up()
-        self._place_decisions()
 
     def _shown(self, moment: Moment, said: bytes) -> str:
         """What the client said, without its password."""

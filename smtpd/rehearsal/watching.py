@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import ClassVar
@@ -79,7 +78,7 @@ class Watch:
         async def hook(self_: Filter, *subject: object) -> Verdict:
             opinion = Opinion(self_.table, stage, _inputs(self_, subject))
             self.opinions.append(opinion)
-            token = ASKED_BY.set(opinion.questions)
+            ASKED_BY.set(opinion.questions)  # in the context of this one task
             started = perf_counter()
             try:
                 opinion.verdict = await ask(self_, *subject)
@@ -90,8 +89,6 @@ class Watch:
             finally:
                 opinion.seconds = perf_counter() - started
                 opinion.found = _found(self_, subject)
-                with suppress(ValueError):  # thrown away from somewhere else: that context ends here anyway
-                    ASKED_BY.reset(token)
 
         return hook
 

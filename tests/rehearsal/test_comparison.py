@@ -5,6 +5,7 @@ import pytest
 from rehearsals import LETTER, play
 
 from smtpd import replies
+from smtpd.config.listeners import Listener
 from smtpd.findings import SpfCheck, SpfResults
 from smtpd.model import Recipient, Transaction
 from smtpd.policy import PASS, Filter, Verdict
@@ -74,6 +75,7 @@ async def test_what_is_as_expected_is_no_difference() -> None:
         ({"labels": ["junk"]}, ("labels", "junk", "forged")),
         ({"labels": ["!forged"]}, ("labels", "!forged", "forged")),
         ({"filters": {"watcher": "refused"}}, ("filters.watcher", "refused", "mail observed denied-sender")),
+        ({"filters": {"watcher": "mail held"}}, ("filters.watcher", "mail held", "mail observed denied-sender")),
         ({"filters": {"watcher": "not asked"}}, ("filters.watcher", "not asked", "mail observed denied-sender")),
         ({"filters": {"spf": "pass"}}, ("filters.spf", "pass", "not asked")),
     ],
@@ -93,6 +95,19 @@ async def test_a_command_that_never_came_is_a_difference() -> None:
     done = await play(filters={"watcher": Watcher}, rules={"watcher": {"act_at": "mail"}})
     found = compare(Expectation.model_validate({"rcpt": "250", "data": "250", "headers": ["A:"]}), done)
     assert [(one.what, one.was) for one in found] == [("rcpt", NEVER), ("data", NEVER), ("headers", NEVER)]
+
+
+async def test_lmtp_has_a_reply_for_each_recipient() -> None:
+    listener = Listener(address=("127.0.0.1:0",), mode="lmtp")
+    done = await play(SCRIPT, tables={"listeners": {"smtp": listener}})
+    assert compare(Expectation.model_validate({"data": "250"}), done) == []
+    assert compare(Expectation.model_validate({"data": ["250", "250"]}), done) == []
+    found = compare(Expectation.model_validate({"data": ["250", "250", "250"]}), done)
+    assert [(one.what, one.was) for one in found] == [("data[2]", NEVER)]
+    three = replace(SCRIPT, recipients=(*SCRIPT.recipients, "joe@example.test"))
+    done = await play(three, tables={"listeners": {"smtp": listener}})
+    (one,) = compare(Expectation.model_validate({"data": ["250", "250"]}), done)
+    assert (one.what, one.expected) == ("data", "2 replies")
 
 
 @pytest.mark.parametrize(

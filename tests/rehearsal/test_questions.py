@@ -16,6 +16,7 @@ class Asking(Filter):
         lookups = self.services.lookups(mail)
         await asyncio.create_task(lookups.resolve(f"{self.table}.test", "A"))
         lookups.peek(f"{self.table}.test", "MX")
+        lookups.peek(f"{self.table}.test", "MX")
         return PASS
 
 

@@ -216,7 +216,7 @@ async def test_rules_of_a_listener_hold_for_logins_and_tls(client: Client, liste
 
 async def test_a_dialog_may_start_tls_and_log_in_with_any_password() -> None:
     dialog = said(
-        "EHLO pc", "STARTTLS", "EHLO pc", "AUTH PLAIN AGpvZQB3cm9uZw==", "MAIL FROM:<joe@client.test>",
+        "EHLO pc", "STARTTLS", "EHLO pc", "AUTH PLAIN AGpvZQB3cm9uZw==", "MAIL FROM:<joe@client.test> AUTH=<>",
         "RCPT TO:<ann@elsewhere.test>", "DATA", "From: joe@client.test", "", "Hi", ".", "QUIT",
     )  # fmt: skip
     done = await play(dialog, tables=SUBMISSION)

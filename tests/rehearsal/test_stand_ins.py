@@ -49,6 +49,13 @@ async def test_a_delivery_that_was_begun_is_abandoned(monkeypatch: pytest.Monkey
     assert calls == ["recipient", "abandon"]
 
 
+async def test_content_spills_to_the_disk_of_this_machine() -> None:
+    """The directory that the server uses may not be here, or not be ours."""
+    limits = {"content_in_memory": 1}
+    done = await play(tables={"spool": "/nonexistent", "limits": limits})
+    assert (done.ending, done.complaints) == ("accepted", [])
+
+
 async def test_the_state_of_the_server_is_left_alone(tmp_path: Path) -> None:
     class Remembering(Filter):
         async def on_mail(self, mail: Transaction) -> Verdict:
