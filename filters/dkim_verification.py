@@ -75,7 +75,7 @@ class Verification:
         if isinstance(found, Unusable):
             return found
         key = self._keys[found.key_name]
-        return self._wrong_fields(found) or (_misfit(found, key) if isinstance(key, Key) else None) or key
+        return self._wrong_fields(found) or (misfit(found, key) if isinstance(key, Key) else None) or key
 
     def _wrong_fields(self, signature: Signature) -> Unusable | None:
         """RFC 6376 §8.15: a field on top of the signed one would be shown in its place."""
@@ -118,7 +118,7 @@ class Verification:
         return replace(report, result="pass", reason=", ".join(reasons), counts=counts)
 
 
-def _misfit(signature: Signature, key: Key) -> Unusable | None:
+def misfit(signature: Signature, key: Key) -> Unusable | None:
     """RFC 6376 §6.1.2: what the key says about its use."""
     if not key.fits(signature.algorithm):
         return Unusable("permerror", "the key is of another kind than the signature")

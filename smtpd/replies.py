@@ -256,6 +256,9 @@ DKIM_NOT_ACCEPTABLE = Reply(
 DKIM_NOT_BY_AUTHOR = Reply("dkim-not-by-author", 550, "5.7.22", "No DKIM signature is by the domain in From")
 DKIM_KEY_LATER = Reply("dkim-key-later", 451, "4.7.5", "A DKIM key cannot be looked up now, please try again later")
 
+# ARC (RFC 8617 §10.1)
+ARC_FAILED = Reply("arc-failed", 550, "5.7.29", "The ARC chain of the message does not hold: {reason}")
+
 # DMARC (RFC 7489 §10.3)
 DMARC_REJECT = Reply(
     "dmarc-reject", 550, "5.7.1",

@@ -40,6 +40,8 @@ class Signer:
     selector: str = "s"
     bits: int = 2048
     """Of the RSA key; 0: Ed25519."""
+    title: str = "DKIM-Signature"
+    """The name of the field."""
 
     @property
     def name(self) -> str:
@@ -83,10 +85,10 @@ class Signer:
         if tags["b"] == "":
             hasher = digest()
             names = [name.strip().lower().encode() for name in (tags["h"] or "").split(":")]
-            own = (b"DKIM-Signature", value + b"\r\n")
+            own = (self.title.encode(), value + b"\r\n")
             dkim.hash_headers(hasher, policy, policy.canonicalize_headers(headers), names, own, {})
             value += base64.b64encode(self._signature(hasher.digest(), digest))
-        return b"DKIM-Signature:" + value + b"\r\n"
+        return self.title.encode() + b":" + value + b"\r\n"
 
     def sign(self, message: bytes = LETTER, **changes: str | None) -> bytes:
         """The message with a signature on top."""
