@@ -9,7 +9,8 @@ import pytest
 from conftest import Certificates
 from lmtp_store import CLOSE, HANG, LmtpStore, until
 
-from delivery_agents.lmtp import FAILURES, Lmtp
+from delivery_agents.forwarding import FAILURES
+from delivery_agents.lmtp import Lmtp
 from smtpd.memory import MemoryServer, Talk
 
 MAIL = b"MAIL FROM:<bob@sender.test>\r\n"
