@@ -92,7 +92,7 @@ def _step(step: Step, performance: Performance) -> Iterator[tuple[int, str]]:
 def _opinion(opinion: Opinion) -> Iterator[tuple[int, str]]:
     inputs = ", ".join(f"{name} {value}" for name, value in opinion.inputs.items())
     yield 6, f"inputs  {inputs}"
-    for question in opinion.questions:
+    for question in opinion.questions.values():
         yield 6, f"dns     {_question(question)}"
     for fact in opinion.found:
         for words in _fact(fact):

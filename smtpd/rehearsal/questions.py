@@ -19,7 +19,8 @@ class Question:
     answer: Answer | None = None
 
 
-Questions = list[Question]
+Questions = dict[tuple[str, Type], Question]
+"""In the order in which they were first put."""
 
 ASKED_BY: ContextVar[Questions] = ContextVar("ASKED_BY")
 """Where the questions of the filter go that is being asked now; tasks that it starts inherit it."""
@@ -31,7 +32,7 @@ class WatchedResolver:
     def __init__(self, inner: Resolver) -> None:
         self._inner = inner
         self._written = 0
-        self.shared: Questions = []
+        self.shared: Questions = {}
 
     def peek(self, name: str, kind: Type) -> Answer | None:
         """See Resolver."""
@@ -60,11 +61,10 @@ class WatchedResolver:
 
     def _note(self, name: str, kind: Type) -> Question:
         questions = ASKED_BY.get(self.shared)
-        for question in questions:
-            if (question.name, question.kind) == (name, kind):
-                return question
-        question = Question(name, kind)
-        if self._written < MAX_QUESTIONS:
-            self._written += 1
-            questions.append(question)
+        question = questions.get((name, kind))
+        if question is None:
+            question = Question(name, kind)
+            if self._written < MAX_QUESTIONS:
+                self._written += 1
+                questions[name, kind] = question
         return question

@@ -19,7 +19,7 @@ from smtpd.log import Log
 from smtpd.memory import MemoryTransport, Talk
 from smtpd.model import Session, TlsInfo, Transaction
 from smtpd.policy import Decision, Filter
-from smtpd.rehearsal.questions import Questions, WatchedResolver
+from smtpd.rehearsal.questions import Question, WatchedResolver
 from smtpd.rehearsal.script import Client, Envelope, Line
 from smtpd.rehearsal.stand_ins import Believer, Collected, agent_maker
 from smtpd.rehearsal.watching import Opinion, Watch
@@ -53,7 +53,7 @@ class Step:
     """Filters asked here, in that order; their answers may have come later."""
     decisions: list[Decision] = field(default_factory=list)
     """What became of verdicts here, those of earlier stages included."""
-    shared: Questions = field(default_factory=list)
+    shared: Sequence[Question] = ()
     """Lookups here that belong to no single filter."""
 
     @property
@@ -266,7 +266,7 @@ class _Play:
         """Say line after line of a dialog."""
         said, moment = bytearray(), None
         for line in script:
-            if self.talk.is_over or line.hangs_up:
+            if line.hangs_up:
                 break
             if moment is None:
                 after_go_ahead = self.steps[-1].moment == "data" and self.steps[-1].code < "4"
@@ -296,7 +296,7 @@ class _Play:
         return self._note(Step(moment, shown[:MAX_SAID]), await self.talk.say(octets))
 
     def _note(self, step: Step, heard: bytes) -> Step:
-        opinions, shared = self._stage.watch.opinions, self._stage.resolver.shared
+        opinions, shared = self._stage.watch.opinions, list(self._stage.resolver.shared.values())
         step.heard = tuple(heard.decode("ascii", "replace").split("\r\n")[:-1])
         step.opinions, self._opinions = opinions[self._opinions :], len(opinions)
         step.shared, self._shared = shared[self._shared :], len(shared)

@@ -91,7 +91,7 @@ def _opinion(opinion: Opinion, modes: Mapping[str, str]) -> Plain:
         "filter": opinion.filter,
         "mode": modes.get(opinion.filter, "enforce"),
         "inputs": dict(opinion.inputs),
-        "dns": _questions(opinion.questions),
+        "dns": _questions(opinion.questions.values()),
         "found": {type(fact).__name__: _plain(fact) for fact in opinion.found},
         "verdict": _verdict(opinion.verdict) if isinstance(opinion.verdict, Verdict) else None,
         "failure": opinion.failure,

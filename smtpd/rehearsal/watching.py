@@ -29,7 +29,7 @@ class Opinion:
     stage: StageName
     inputs: dict[str, str]
     """What it could look at, by name."""
-    questions: Questions = field(default_factory=list)
+    questions: Questions = field(default_factory=dict)
     found: list[object] = field(default_factory=list)
     """The facts that it left."""
     verdict: Verdict | None = None

@@ -1,5 +1,6 @@
 import asyncio
 from dataclasses import replace
+from ipaddress import ip_network
 from typing import Any, ClassVar
 
 import pytest
@@ -12,6 +13,7 @@ from smtpd.model import Message, Recipient, Session, Transaction
 from smtpd.options import AgentOptions
 from smtpd.policy import PASS, Filter, Verdict
 from smtpd.rehearsal import Client, Envelope, Line, RehearsalError
+from smtpd.rehearsal.rehearsal import MAX_SAID
 
 NO = texts.DENIED_CLIENT(ip="192.0.2.1")
 LATER = texts.SPF_TEMPERROR
@@ -239,6 +241,24 @@ async def test_a_dialog_ends_where_the_client_hangs_up_or_the_server_does() -> N
     assert replies(await play([*said("NOOP"), Line(hangs_up=True), *said("NOOP")]))[1:] == ["250 2.0.0 Ok"]
     assert len((await play(said("QUIT", "NOOP"))).steps) == 2
     assert (await play(said("NOOP"))).ending == "nothing sent"
+
+
+async def test_decisions_about_a_session_without_a_message_are_shown() -> None:
+    done = await play(said("NOOP"), filters={"grim": Refusing})
+    assert [one.result for one in step_at(done, "connect").decisions] == ["held"]
+
+
+async def test_decisions_about_a_client_behind_another_are_shown() -> None:
+    listener = Listener(address=("127.0.0.1:0",), mode="alt", auth="off", tls="off", xclient=(ip_network("192.0.2.1"),))
+    dialog = said("EHLO pc", "XCLIENT ADDR=198.51.100.7", "EHLO pc", "MAIL FROM:<a@b.test>", "RCPT TO:<c@example.test>")
+    done = await play(dialog, filters={"grim": Refusing}, tables={"listeners": {"smtp": listener}})
+    assert [one.inputs["ip"] for step in done.steps for one in step.opinions] == ["192.0.2.1", "198.51.100.7"]
+    assert [one.result for step in done.steps for one in step.decisions] == ["held", "held", "refused"]
+
+
+async def test_a_long_line_is_shown_in_part() -> None:
+    done = await play(said("NOOP " + "x" * 3000))
+    assert len(done.steps[-1].said) == MAX_SAID
 
 
 async def test_several_messages_of_a_dialog_are_kept_apart() -> None:

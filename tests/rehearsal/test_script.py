@@ -50,6 +50,14 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         read_message(tmp_path / "none.eml")
 
 
+def test_a_file_that_is_too_big_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "dialog.smtp"
+    with path.open("wb") as stream:
+        stream.truncate((4 << 20) + 1)
+    with pytest.raises(ScriptError, match=r"dialog\.smtp: is larger than 4194304 octets"):
+        read_dialog(path)
+
+
 def test_commands_say_what_the_message_needs() -> None:
     plain = Envelope("a@b.test", ("c@d.test", "<e@f.test>"), b"x\r\n")
     assert plain.mail_command() == b"MAIL FROM:<a@b.test> SIZE=3"
