@@ -124,7 +124,7 @@ class Dmarc(Filter):
         options = self._limits
         if options.discovery == "psl":
             self._suffixes = await asyncio.to_thread(_load_suffixes, options.psl_file)
-        if options.report_file:
+        if options.report_file and not self.services.is_rehearsal:
             self._rows = RowFile(options.report_file, options.report_max_size, self.services.log)
 
     async def stop(self) -> None:
@@ -146,7 +146,7 @@ class Dmarc(Filter):
             if domain.startswith("["):
                 assessment = Assessment(domain, "none", reason="an address literal has no policy")
             else:
-                assessment = await assess(domain, discovery, evidence, thorough=self._rows is not None)
+                assessment = await assess(domain, discovery, evidence, thorough=bool(self._limits.report_file))
             outcomes.append(decide(assessment, self._circumstances(mail, message, assessment)))
         worst = strictest(outcomes)
         self._checks.labels(worst.assessment.status).inc()

@@ -34,6 +34,8 @@ class Services:
     """Keys of `[smtpd.domains]`, domains as A-labels: "example.com", "*.example.com" or "*"."""
     now: Callable[[], float] = time.time
     """What time it is, seconds since 1970; ask here, so that a run can be repeated (`smtpd explain --time`)."""
+    is_rehearsal: bool = False
+    """Mail is only played (`smtpd explain`, `smtpd test`): write, send and remember nothing outside of `store`."""
 
     def lookups(self, mail: Transaction) -> Resolver:
         """The resolver for one message: all its filters share one limit."""

@@ -103,6 +103,18 @@ def test_a_dns_that_is_down_never_refuses(desk: Path) -> None:
     assert ending(done).startswith("deferred: 451 4.4.3 ")
 
 
+def test_no_line_is_added_to_the_report_of_dmarc(desk: Path) -> None:
+    config, report = desk / "config.toml", desk / "report.json"
+    config.write_text(f'{CONFIG}\n[smtpd.filters.dkim]\n[smtpd.filters.dmarc]\nreport_file = "{report}"\n')
+    (desk / "zone.toml").write_text(
+        f'{ZONE}["_dmarc.sender.example"]\nTXT = ["v=DMARC1; p=reject; rua=mailto:reports@sender.example"]\n'
+    )
+    done = explain(desk, "message.eml", *ENVELOPE)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "found   dmarc=pass" in done.stdout
+    assert not report.exists()
+
+
 def test_a_dialog_is_replayed(desk: Path) -> None:
     (desk / "talk.smtp").write_text(
         "S: 220 whatever\nC: EHLO pc\nC: MAIL FROM:<joe@sender.example>\nC: RCPT TO:<ann@example.com>\nC: RSET\n"

@@ -119,7 +119,7 @@ def _result(opinion: Opinion) -> str:
     if not isinstance(verdict, Verdict):
         return opinion.failure or ("nobody waited for it" if verdict is None else f"no verdict: {verdict!r}")
     words = [str(verdict.reply) if verdict.reply is not None else "pass"]
-    words += [f"+{label}" for label in sorted(verdict.labels)]
+    words += [f"+{label}" for label in sorted(verdict.labels | verdict.marks)]
     words += [f"score {verdict.score:g}"] if verdict.score else []
     words += [f"adds {name}" for name, _ in verdict.headers]
     return " ".join(words)

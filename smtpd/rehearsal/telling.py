@@ -103,7 +103,7 @@ def _verdict(verdict: Verdict) -> Plain:
     return {
         "reply": str(verdict.reply) if verdict.reply is not None else None,
         "reason": verdict.reply.key if verdict.reply is not None else None,
-        "labels": _plain(verdict.labels),
+        "labels": _plain(verdict.labels | verdict.marks),
         "score": verdict.score,
         "headers": [f"{name}: {value}" for name, value in verdict.headers],
     }

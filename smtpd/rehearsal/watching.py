@@ -55,7 +55,7 @@ class Watch:
         watched = type(kind.__name__, (kind,), {"__module__": kind.__module__, "__doc__": kind.__doc__, **hooks})
 
         def make(name: str, options: FilterOptions, services: Services) -> Filter:
-            made = watched(name, options, replace(services, now=now))
+            made = watched(name, options, replace(services, now=now, is_rehearsal=True))
             assert isinstance(made, Filter)
             return made
 

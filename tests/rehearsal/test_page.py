@@ -143,6 +143,20 @@ async def test_machines_are_told_the_same() -> None:
     assert message["delivered"][0]["mailboxes"] == ["ann@example.test"]
 
 
+async def test_labels_for_the_whole_message_are_shown_beside_those_for_some() -> None:
+    class Marking(Filter):
+        labels = frozenset(("some", "all"))
+
+        async def on_message(self, mail: Transaction, message: Message) -> Verdict:
+            some = frozenset(mail.recipients[:1])
+            return Verdict(labels=frozenset(("some",)), recipients=some, marks=frozenset(("all",)))
+
+    done = await play(filters={"marking": Marking})
+    assert "      result  pass +all +some" in page(done).split("\n")
+    assert "   labels  all, some" in page(done).split("\n")
+    assert '"labels": ["all", "some"]' in json.dumps(tell(done)["steps"])
+
+
 async def test_a_fact_without_an_end_is_cut() -> None:
     class Endless(Filter):
         gives = (list,)
