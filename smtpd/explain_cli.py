@@ -73,7 +73,8 @@ def explain(
     """Say what would happen to MESSAGE, command by command: what filters looked at, found and said, and the replies.
 
     Nothing is delivered, stored or remembered. The exit status is 0 when the message is accepted for all recipients,
-    1 when it is refused or put off for any (or a dialog holds none), and 2 when the configuration, a file or an option is wrong.
+    1 when it is refused or put off for any (or a dialog holds none), and 2 when the configuration, a file or an option
+    is wrong.
     """
     from smtpd.config import ConfigError, load
     from smtpd.rehearsal import RehearsalError, ScriptError

@@ -12,7 +12,8 @@ from smtpd.replies import MAX_LINE, Reply
 
 # RFC 5321 §4.2, RFC 3463 §2, RFC 2034 §4: three digits, an enhanced code of the same class, printable ASCII.
 LINE = re.compile(r"([245])\d\d[ -]\1\.\d{1,3}\.\d{1,3} [ -~]+|3\d\d[ -][ -~]*")
-WITHOUT_STATUS = {"greeting", "lmtp-greeting", "ehlo", "helo", "no-service"}  # RFC 2034 §4: greeting, EHLO and HELO have none
+# RFC 2034 §4: greeting, EHLO and HELO have none.
+WITHOUT_STATUS = {"greeting", "lmtp-greeting", "ehlo", "helo", "no-service"}
 
 every_reply = pytest.mark.parametrize("reply", [pytest.param(r, id=n) for n, r in replies.all_replies().items()])
 placeholder = re.compile(r"\{(\w+)\}")
