@@ -19,6 +19,7 @@ MAX_LINES = 100  # of one answer; an EHLO reply has about 20
 MAX_OCTETS = 8 << 10  # of one answer; RFC 5321 §4.5.3.1.5 allows a line 512
 
 CLOSING = 421  # RFC 5321 §3.8
+EACH = 353  # "one answer for each recipient follows": PRDR, as Exim does it
 _SHOWN = 80  # characters of what makes no sense, in the log
 
 _LINE = re.compile(rb"([2-5]\d\d)(?:([ -])(.*))?", re.DOTALL)

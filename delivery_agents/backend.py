@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 from delivery_agents.answers import Answer
 from delivery_agents.connection import Connection
 from delivery_agents.failures import Failure, TimedOut, Unreachable
+from delivery_agents.login import Login
 
 type TlsMode = Literal["off", "starttls", "implicit"]
 
@@ -52,6 +53,8 @@ class Backend:
     context: ssl.SSLContext | None
     timeout: float
     """Seconds for all that comes before the first MAIL."""
+    login: Login | None = None
+    """Who we are to the server; None: it does not ask."""
 
     async def connect(self) -> Connection:
         """A connection that is ready for MAIL; Unreachable or TimedOut when there is none to be had."""
@@ -89,8 +92,12 @@ class Backend:
         if greeting.code != 220:
             raise Unreachable(f"it greets with {greeting}")
         await self._ask_for_offers(connection)
-        if self.tls != "starttls":
-            return
+        if self.tls == "starttls":
+            await self._begin_tls(connection, loop)
+        if self.login is not None:
+            await self.login.perform(connection)
+
+    async def _begin_tls(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
         if "STARTTLS" not in connection.extensions:
             raise Unreachable("it does not offer STARTTLS")
         connection.send(b"STARTTLS\r\n", 1)

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeGuard
 
-from delivery_agents.answers import CLOSING, Answer, AnswerReader
+from delivery_agents.answers import CLOSING, EACH, Answer, AnswerReader
 from delivery_agents.failures import Failure, Lost, Nonsense, TimedOut
 
 _LOOK = 5.0  # seconds after which a timer looks at the deadline, so that it need not be moved for every answer
@@ -25,8 +25,9 @@ class Connection(asyncio.Protocol):
     """One connection. All waiting ends at the deadline that `wait_until` has set."""
 
     __slots__ = (
-        "_answers", "_deadline", "_failure", "_is_closing", "_is_last", "_is_paused", "_loop", "_owed", "_reader",
-        "_resets", "_timer", "_timer_at", "_transport", "_waiter", "extensions", "is_dirty", "is_used", "on_lost",
+        "_answers", "_deadline", "_failure", "_is_closing", "_is_last", "_is_paused", "_loop", "_more", "_owed",
+        "_reader", "_resets", "_timer", "_timer_at", "_transport", "_waiter", "extensions", "is_dirty", "is_used",
+        "on_lost",
     )  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -35,6 +36,7 @@ class Connection(asyncio.Protocol):
         self._reader = AnswerReader()
         self._answers: deque[Answer] = deque()
         self._owed = 1  # the greeting
+        self._more = 0  # answers behind a 353
         self._resets = 0  # of the owed answers, the first ones
         self._is_last = False
         self._is_paused = False
@@ -66,12 +68,16 @@ class Connection(asyncio.Protocol):
         """Set the time, by the clock of the event loop, at which waiting ends in TimedOut."""
         self._deadline = deadline
 
-    def send(self, data: bytes, answers: int = 0, *, last: bool = False) -> None:
-        """Send octets that so many answers belong to; `last`: of a message, none of them may come earlier."""
+    def send(self, data: bytes, answers: int = 0, *, more: int = 0, last: bool = False) -> None:
+        """Send octets that so many answers belong to; `last`: of a message, none of them may come earlier.
+
+        `more`: how many may stand behind a 353 besides.
+        """
         if self._failure is not None:
             raise self._failure
         assert self._transport is not None
         self._owed += answers
+        self._more = more
         self._is_last = last
         self._transport.write(data)
 
@@ -205,6 +211,9 @@ class Connection(asyncio.Protocol):
             if not self._owed:
                 raise Nonsense(f"an answer that nobody asked for: {answer}")
             self._owed -= 1
+            if answer.code == EACH and not self._resets:
+                self._owed += self._more
+                self._more = 0
             self._is_closing |= answer.code == CLOSING
             if not self._resets:
                 self._answers.append(answer)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from abc import abstractmethod
-from typing import Annotated, ClassVar, NamedTuple, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -15,6 +14,7 @@ from delivery_agents.breaker import Breaker
 from delivery_agents.connection import Connection
 from delivery_agents.failures import Failure
 from delivery_agents.lmtp_delivery import Path, Stage, Terms
+from delivery_agents.login import Login
 from delivery_agents.pool import Pool
 from smtpd.delivery import DeliveryAgent
 from smtpd.metrics import Counter, Gauge
@@ -74,6 +74,7 @@ class Forwarding(DeliveryAgent):
 
     Options = ForwardingOptions
     options: ForwardingOptions
+    hello: ClassVar[Literal["LHLO", "EHLO"]]
     counted: ClassVar[Counted]
 
     def __init__(self, name: str, options: ForwardingOptions, services: Services) -> None:
@@ -87,19 +88,30 @@ class Forwarding(DeliveryAgent):
             chunking=options.chunking,
             path=self._path,
             header=self._header,
+            has_login=self._login() is not None,
         )
         self._answers = services.metrics.counter(self.counted.answers)
         self._circuit_open = services.metrics.gauge(self.counted.circuit_open).labels(name)
 
     async def start(self) -> None:
         """Look at the server, which may come up later than we do; ValueError when `ca_file` cannot be used."""
+        options = self.options
+        backend = Backend(
+            address=options.address,
+            hello=self.hello,
+            hostname=self.services.hostname,
+            tls=options.tls,
+            context=self._context(),
+            timeout=options.connect_timeout,
+            login=self._login(),
+        )
         self._breaker = Breaker(
             limit=FAILURES, seconds=PAUSE, clock=asyncio.get_running_loop().time, changed=self._circuit_changed
         )
         self._pool = Pool(
-            self._backend(),
-            limit=self.options.connections,
-            idle_seconds=self.options.idle_timeout,
+            backend,
+            limit=options.connections,
+            idle_seconds=options.idle_timeout,
             breaker=self._breaker,
             greeted=self._greeted,
             gauge=self.services.metrics.gauge(self.counted.connections).labels(self.name),
@@ -126,9 +138,8 @@ class Forwarding(DeliveryAgent):
         if not self._breaker.is_open:
             self.services.log.warning("backend-failed", agent=self.name, trace=mail.id, problem=str(failure))
 
-    @abstractmethod
-    def _backend(self) -> Backend:
-        """The server, and how a connection to it begins."""
+    def _login(self) -> Login | None:
+        return None
 
     def _path(self, mail: Transaction, recipient: Recipient) -> Path:
         return recipient.destination.text

@@ -42,7 +42,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from delivery_agents.backend import Backend, parse_place
+from delivery_agents.backend import parse_place
 from delivery_agents.forwarding import Counted, Forwarding, ForwardingOptions
 from delivery_agents.lmtp_delivery import LmtpDelivery, Path
 from smtpd import trace
@@ -102,6 +102,7 @@ class Lmtp(Forwarding):
 
     Options = LmtpOptions
     options: LmtpOptions
+    hello = "LHLO"
     counted = Counted(CONNECTIONS, CIRCUIT_OPEN, ANSWERS)
 
     def __init__(self, name: str, options: LmtpOptions, services: Services) -> None:
@@ -111,16 +112,6 @@ class Lmtp(Forwarding):
     def open(self, mail: Transaction) -> LmtpDelivery:
         """Begin a transaction."""
         return LmtpDelivery(self, mail, self._connections, self._terms, self)
-
-    def _backend(self) -> Backend:
-        return Backend(
-            address=self.options.address,
-            hello="LHLO",
-            hostname=self.services.hostname,
-            tls=self.options.tls,
-            context=self._context(),
-            timeout=self.options.connect_timeout,
-        )
 
     def _path(self, mail: Transaction, recipient: Recipient) -> Path:
         path, detail = recipient.destination.text, recipient.folder

@@ -53,6 +53,8 @@ class Terms:
     path: Callable[[Transaction, Recipient], Path]
     header: Callable[[Transaction], bytes]
     """A header field to put on top, or b""."""
+    has_login: bool = False
+    """Whether we have logged in at the server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +203,8 @@ class LmtpDelivery(Delivery):
             self._leave(connection)
             raise Refused(misfit)
         with self._using(connection):
-            commands = [_mail(mail.sender.text, connection, has_utf8, size), *map(_rcpt, paths)]
+            begin = f"MAIL FROM:<{mail.sender.text}>{self._parameters(connection, has_utf8, size)}"
+            commands = [_command(begin), *map(_rcpt, paths)]
             connection.wait_until(deadline)
             answer, *answers = await connection.exchange(commands, anew=True)
             if check_verdict(answer, "MAIL").is_positive:
@@ -233,21 +236,41 @@ class LmtpDelivery(Delivery):
                 pieces = dot_stuffed(parcel.pieces())
             if pieces is not None:
                 await self._write(connection, pieces, len(paths))
-                for path in paths:
-                    said[path] = _check_outcome(await connection.answer())
+                await self._hear(connection, paths, said)
                 connection.is_dirty = False
         self._pool.answered()
         self._leave(connection)
 
-    async def _write(self, connection: Connection, pieces: Iterator[bytes], answers: int) -> None:
+    async def _write(self, connection: Connection, pieces: Iterator[bytes], recipients: int) -> None:
         waiting = b""
         for block in in_blocks(pieces):
             if waiting:
                 connection.send(waiting)
                 await connection.drained()
             waiting = block
-        connection.send(waiting, answers, last=True)
+        self._send_last(connection, waiting, recipients)
         self._is_handed_over = True
+
+    # What another protocol does in another way
+
+    def _parameters(self, connection: Connection, has_utf8: bool, size: int | None) -> str:
+        """What stands behind the sender in MAIL, with a blank in front of each."""
+        offers = connection.extensions
+        parameters = f" SIZE={size}" if size is not None and "SIZE" in offers else ""
+        if "8BITMIME" in offers:
+            parameters += " BODY=8BITMIME"  # whatever our client announced: most do not look into what they send
+        return f"{parameters} SMTPUTF8" if has_utf8 else parameters
+
+    def _send_last(self, connection: Connection, octets: bytes, recipients: int) -> None:
+        """Send the end of the content, and say how many answers there will be."""
+        connection.send(octets, recipients, last=True)
+
+    async def _hear(self, connection: Connection, paths: list[Path], said: dict[Path, Answer]) -> None:
+        """Hear the answers to the content, and note what is final as soon as it is."""
+        for path in paths:
+            said[path] = check_outcome(await connection.answer())
+
+    # Back to both
 
     def _resume(self) -> Connection | None:
         connection = self._connection
@@ -287,7 +310,7 @@ async def _say_data(connection: Connection) -> Answer | None:
     return answer
 
 
-def _check_outcome(answer: Answer) -> Answer:
+def check_outcome(answer: Answer) -> Answer:
     """What can be said about a message; Lost for 421, which says nothing about it."""
     if answer.code == CLOSING:  # RFC 5321 §3.8; Dovecot 2.3 says it when it stops, and stores the mail
         raise Lost(f"closed by the server: {answer}")
@@ -305,16 +328,6 @@ def _misfit(connection: Connection, mail: Transaction, has_utf8: bool, size: int
     if size is not None and limit.isdecimal() and 0 < int(limit) < size:  # RFC 1870 §4: 0 is no limit
         return replies.TOO_BIG(limit=int(limit))
     return None
-
-
-def _mail(sender: str, connection: Connection, has_utf8: bool, size: int | None) -> bytes:
-    offers = connection.extensions
-    parameters = f" SIZE={size}" if size is not None and "SIZE" in offers else ""
-    if "8BITMIME" in offers:
-        parameters += " BODY=8BITMIME"  # whatever our client announced: most do not look into what they send
-    if has_utf8:
-        parameters += " SMTPUTF8"
-    return _command(f"MAIL FROM:<{sender}>{parameters}")
 
 
 def _rcpt(path: Path) -> bytes:

@@ -114,5 +114,9 @@ class AgentOptions(Options):
     remember_unknown: Annotated[Seconds, Field(le=300.0)] = 0.0
     """How long a recipient refused with 5.1.1 is refused unasked, seconds, at most 300; 0: ask every time."""
 
+    def next_hop(self) -> str:
+        """The server that gets the mail, "host:port" or "unix:PATH"; "": none, or none that could be ourselves."""
+        return ""
+
 
 Json = dict[str, Any]

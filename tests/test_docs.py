@@ -33,7 +33,8 @@ def sample(tmp_path: Path) -> str:
         certificate.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.crt")
         certificate.private_key_pem.write_to_path(tmp_path / f"{name}.key")
     (tmp_path / "clients-ca.crt").write_text("")
-    (tmp_path / "metrics-token").write_text("secret\n")
+    for secret in ("metrics-token", "smarthost-password"):
+        (tmp_path / secret).write_text("secret\n")
     (tmp_path / "users").touch()
     text = TEXTS["config.toml"]()
     text = text.replace('user = "smtpd"', f'user = "{pwd.getpwuid(os.geteuid()).pw_name}"')
@@ -60,7 +61,7 @@ def test_the_sample_loads_once_its_certificates_exist(sample: str, tmp_path: Pat
 def test_every_commented_option_of_the_sample_is_valid(sample: str, tmp_path: Path) -> None:
     (tmp_path / "spool").mkdir()
     text = COMMENTED.sub("", sample).replace("/var/lib/smtpd", str(tmp_path))
-    text = text.replace('token = "change-me"', "").replace('"smarthost"', '"mailstore"')
+    text = re.sub('^(token|password) = "change-me"$', "", text, flags=re.MULTILINE)
     path = tmp_path / "config.toml"
     path.write_text(text)
     assert check(path, {}).problems == []

@@ -1,6 +1,7 @@
 """What no table can know alone: names that lead nowhere, and settings that contradict each other."""
 
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path as FilePath
 
 from smtpd.addresses import AddressError, parse_address
@@ -21,6 +22,7 @@ def find_mistakes(config: Config, draft: Draft, *, files: bool) -> Iterator[Find
     yield from _recipients(config, draft)
     yield from _filters(config, draft)
     yield from _addresses(config)
+    yield from _circles(config)
     yield from _tls(config, draft)
     yield from _auth(config, draft)
     yield from _postmaster(config, draft)
@@ -100,6 +102,35 @@ def _addresses(config: Config) -> Iterator[Finding]:
             if place in taken:
                 yield Finding(("listeners", name, "address"), f"{address} belongs to listener {taken[place]}")
             taken.setdefault(place, name)
+
+
+def _circles(config: Config) -> Iterator[Finding]:
+    """Agents that hand mail to ourselves, as far as it can be seen without asking anybody."""
+    listeners = {split_address(address): name for name, it in config.listeners.items() for address in it.address}
+    for name, options in config.agents.items():
+        place = options.next_hop()
+        if not place:
+            continue
+        kind, host, port = split_address(place)
+        for (our_kind, our_host, our_port), listener in listeners.items():
+            if (kind, port) == (our_kind, our_port) and _leads_to(host, our_host, config.hostname.lower()):
+                message = f"is listener {listener} of this server, so mail would go round in circles"
+                yield Finding(("agents", name, "address"), message)
+
+
+def _leads_to(host: str, bound_to: str, hostname: str) -> bool:
+    host, bound_to = host.lower(), bound_to.lower()
+    if host in (bound_to, hostname):
+        return host == bound_to or bound_to in ("", "0.0.0.0", "::")  # noqa: S104 - a look, nothing is bound
+    for address in ("127.0.0.1", "::1") if host == "localhost" else (host,):
+        try:
+            ip = ip_address(address)
+        except ValueError:
+            return False
+        everywhere = ("", "0.0.0.0") if ip.version == 4 else ("", "::")  # noqa: S104
+        if bound_to == address or (ip.is_loopback and bound_to in everywhere):
+            return True
+    return False
 
 
 def _tls(config: Config, draft: Draft) -> Iterator[Finding]:

@@ -57,11 +57,19 @@ _AGENT_VALUES: Mapping[str, Mapping[str, object]] = {
     "discard": {"allow_discard": True},
     "lmtp": {"address": "unix:/run/dovecot/lmtp"},
     "handler": {"handler": "aiosmtpd.handlers:Mailbox", "arguments": ["/var/mail/all"]},
+    "relay": {
+        "address": "smtp.example.net:587",
+        "tls": "starttls",
+        "user": "mail.example.com",
+        "password_file": "/etc/smtpd/smarthost-password",
+    },
     "pipe": {"command": ["/usr/bin/procmail", "-d", "{user}"]},
 }
 _PROVIDER_VALUES: Mapping[str, Mapping[str, object]] = {"file": {"path": "/etc/smtpd/users"}}
 _FILTER_VALUES: Mapping[str, Mapping[str, object]] = {"early_talker": {"listeners": ["smtp", "alt"]}}
+_PLUGIN_EXAMPLES: Mapping[str, object] = {"password": "change-me"}
 _MAILSTORE = "maildir"
+_AGENT_TABLES: Mapping[str, str] = {_MAILSTORE: "mailstore", "relay": "smarthost"}
 _USERS = "file"
 
 
@@ -171,8 +179,7 @@ def _routing() -> Iterator[_Section]:
 
 def _agents() -> Iterator[_Section]:
     for name, agent in own_plugins(plugins.AGENTS).items():
-        main = name == _MAILSTORE
-        yield _plugin("agents", "mailstore" if main else name, name, agent, _AGENT_VALUES, not main)
+        yield _plugin("agents", _AGENT_TABLES.get(name, name), name, agent, _AGENT_VALUES, name != _MAILSTORE)
 
 
 def _plugin(
@@ -186,7 +193,7 @@ def _plugin(
     options = [option for option in own_options(plugin) if option.name != "type"]
     options.insert(0, Option("type", "", "", ""))
     active = {"type": kind, **values.get(kind, {})}
-    return _Section(f"[smtpd.{group}.{table}]", _first_paragraph(plugin), options, active, {}, commented)
+    return _Section(f"[smtpd.{group}.{table}]", _first_paragraph(plugin), options, active, _PLUGIN_EXAMPLES, commented)
 
 
 def _filters() -> Iterator[_Section]:
