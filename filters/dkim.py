@@ -28,7 +28,6 @@ like; the arithmetic of keys is that of OpenSSL. `smtpd_dkim_checks_total` count
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
@@ -152,7 +151,7 @@ class Dkim(Filter):
         except Unusable as unusable:
             return Candidate(place, DkimSignature(unusable.result, "", ""), unusable)
         try:
-            return Candidate(place, described(tags), read_signature(tags, time.time()))
+            return Candidate(place, described(tags), read_signature(tags, self.services.now()))
         except Unusable as unusable:
             return Candidate(place, described(tags), unusable)
 
