@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from arc_house import ONE, PASSED, THREE, TWO, Hop, Tags, Witness, chain, found, house, zone
-from dkim_house import JOE
+from dkim_house import JOE, SUBDOMAIN
 from signer import LETTER, Signer
 
 from filters.arc import Arc
@@ -67,6 +67,15 @@ async def test_fail_refuses_only_where_the_operator_says_so(
 ) -> None:
     async with house(options) as server:
         assert (await (await server.connect(login=login)).send(CHANGED))[-1].startswith(heard)
+
+
+async def test_chain_that_passes_is_not_refused() -> None:
+    assert (await found(chain(2), fail="reject")).status == "pass"
+
+
+async def test_chain_longer_than_the_operator_wants_fails() -> None:
+    result = await found(chain(3), max_instances=2)
+    assert (result.status, result.reason) == ("fail", "there are more than 2 sets")
 
 
 # What goes wrong here
@@ -140,7 +149,7 @@ async def test_lookups_for_the_author_come_before_those_for_the_chain() -> None:
         resolver=Zone(JOE.zone, cached=False),
         tables={"dns": {"lookups_per_message": 5}},
     ) as server:
-        await (await server.connect()).send(junk + JOE.sign())
+        await (await server.connect()).send(junk + SUBDOMAIN.field() + JOE.sign())
         assert server.delivered[0].labels >= {"dkim-pass"}
         assert server.count("smtpd_arc_checks_total", filter="arc", result="pass") == 0
 
@@ -247,6 +256,12 @@ async def test_message_signature_may_be_by_another_key_than_the_seal() -> None:
     message = Hop(TWO.signer, other).forge(ONE.add(LETTER), 2)
     result = await found(message, resolver, trusted_sealers=["two.test"])
     assert (result.status, result.trusted_by) == ("pass", "two.test")
+
+
+async def test_key_that_is_only_tried_is_as_good_as_another() -> None:
+    # RFC 6376 §3.6.1 is about signatures of authors; here the operator has decided whom to believe
+    resolver = zone(one={"TXT": [f"v=DKIM1; t=y; p={ONE.signer.public}"]})
+    assert (await found(chain(1), resolver, trusted_sealers=["one.test"])).trusted_by == "one.test"
 
 
 # With DMARC

@@ -1,10 +1,16 @@
 """Chains verified: good ones, and each signature broken on its own (RFC 8617 §5.2, steps 4 to 7)."""
 
+from collections.abc import Iterator
+
 import dkim
 import pytest
 from arc_house import HOPS, ONE, THREE, TWO, Hop, chain, field_of, found, zone
 from signer import LETTER, Signer
 
+from filters.arc_chain import read_chain
+from filters.arc_verification import ChainVerification
+from filters.dkim_header import HeaderSection
+from filters.dkim_keys import Keys
 from smtpd.zone import Zone
 
 
@@ -214,3 +220,39 @@ async def test_big_body_gives_the_same_answer_in_a_thread() -> None:
     assert len(big) > 200_000
     assert (await found(big)).status == "pass"
     assert (await found(big + b"PS\r\n")).reason == "ARC-Message-Signature 2: the body was changed"
+
+
+async def test_nobody_reads_on_when_nobody_wants_to_know_any_more() -> None:
+    octets = chain(1)
+    head = HeaderSection(octets[: octets.index(b"\r\n\r\n") + 4])
+    content = Endless(octets)
+    keys = await Keys(min_bits=1024, max_bits=4096).find(zone(), [ONE.signer.name])
+    verification = ChainVerification(head, content, read_chain(head, 1.9e9), keys)
+    content.when_read = verification.abandon
+    assert verification.run().status == "fail"
+    assert content.read == 2
+
+
+class Endless:
+    """The content of a message that goes on and on."""
+
+    size = 1 << 30
+
+    def __init__(self, octets: bytes) -> None:
+        self._octets = octets
+        self.read = 0
+        self.when_read = lambda: None
+
+    def head(self) -> bytes:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def chunks(self) -> Iterator[bytes]:
+        yield self._octets
+        while self.read < 10:
+            self.read += 1
+            if self.read == 2:
+                self.when_read()
+            yield b"x" * 1000
