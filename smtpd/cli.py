@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from smtpd.config import Config
 
 _ELSEWHERE = {
+    "doctor": "smtpd.doctor_cli:doctor",
     "user": "smtpd.users_cli:user",
     "session": "smtpd.session_cli:session",
     "explain": "smtpd.explain_cli:explain",
