@@ -23,11 +23,12 @@ class RelayDelivery(LmtpDelivery):
         return parameters
 
     def _send_last(self, connection: Connection, octets: bytes, recipients: int) -> None:
-        connection.send(octets, 1, more=recipients + 1, last=True)
+        more = recipients + 1 if "PRDR" in connection.extensions else 0
+        connection.send(octets, 1, more=more, last=True)
 
     async def _hear(self, connection: Connection, paths: list[Path], said: dict[Path, Answer]) -> None:
         first = await connection.answer()
-        if first.code != EACH:
+        if first.code != EACH or "PRDR" not in connection.extensions:
             said.update(dict.fromkeys(paths, check_outcome(first)))
             return
         taken: dict[Path, Answer] = {}

@@ -1,11 +1,15 @@
 """A mailstore that speaks LMTP as its script says: well by default, or early, late, wrong, cut, or not at all.
 
+To who says EHLO it is a smarthost, which speaks SMTP: one answer to the content, or with PRDR one for each recipient
+and a last one; AUTH PLAIN and LOGIN.
+
 async with LmtpStore() as store: ...                          # store.address
 store.say["RCPT"] = lambda line: b"550 5.1.1 Nobody\\r\\n"      # bytes, HANG, CLOSE, or a function that gives one
 """
 
 import asyncio
 import ssl
+from base64 import b64decode
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +43,8 @@ class Visit:
     """One connection: the commands that were said to the store."""
 
     commands: list[bytes] = field(default_factory=list)
+    credentials: list[bytes] = field(default_factory=list)
+    """What was said to AUTH, decoded."""
     unheard: bytes = b""
     """The first four octets that came while the store hung."""
 
@@ -160,6 +166,7 @@ class _Talk:
         self.can_start_tls = can_start_tls
         self.mail = b""
         self.recipients: list[bytes] = []
+        self.is_smarthost = False
 
     async def run(self) -> None:
         await self.answer("greeting", b"", b"220 store LMTP\r\n")
@@ -172,11 +179,14 @@ class _Talk:
             await self.obey(verb, line)
 
     async def obey(self, verb: str, line: bytes) -> None:
-        if verb == "LHLO":
+        if verb in ("LHLO", "EHLO"):
+            self.is_smarthost = verb == "EHLO"
             offers = (*self.store.offers, "STARTTLS") if self.can_start_tls else self.store.offers
             lines = ["store", *offers]
             text = "".join(f"250{'-' if n < len(lines) else ' '}{each}\r\n" for n, each in enumerate(lines, 1))
-            await self.answer("LHLO", line, text.encode())
+            await self.answer(verb, line, text.encode())
+        elif verb == "AUTH":
+            await self.log_in(line.split())
         elif verb == "STAR":
             await self.answer("STARTTLS", line, b"220 2.0.0 Go on\r\n")
             await self.writer.start_tls(self.store.tls_context)
@@ -198,6 +208,15 @@ class _Talk:
             self.mail, self.recipients = b"", []
             await self.answer(verb, line, b"250 2.0.0 Ok\r\n")
 
+    async def log_in(self, words: list[bytes]) -> None:
+        wanted = 2 if words[1] == b"LOGIN" else 1
+        self.visit.credentials += map(b64decode, words[2:])
+        while len(self.visit.credentials) < wanted:
+            if not (await self.answer("prompt", b"", b"334 VXNlcm5hbWU6\r\n")).startswith(b"334"):
+                return
+            self.visit.credentials.append(b64decode(await self.reader.readline()))
+        await self.answer("AUTH", b" ".join(words), b"235 2.7.0 Welcome\r\n")
+
     async def data(self) -> bytes:
         await self.wait_for_leave()
         lines = []
@@ -218,8 +237,16 @@ class _Talk:
     async def take(self, content: bytes) -> None:
         recipients, self.recipients = self.recipients, []
         self.store.messages.append(Stored(self.mail, recipients, content))
+        saved = b"250 2.0.0 Saved %d\r\n" % len(self.store.messages)
+        if self.is_smarthost and (b" PRDR" not in self.mail or len(recipients) < 2):
+            await self.answer("content", b"", saved)
+            return
+        if self.is_smarthost:
+            await self.answer("each", b"", b"353 One by one\r\n")
         for recipient in recipients:
-            await self.answer("content", recipient, b"250 2.0.0 Saved %d\r\n" % len(self.store.messages))
+            await self.answer("content", recipient, saved)
+        if self.is_smarthost:
+            await self.answer("last", b"", saved)
 
     async def answer(self, key: str, line: bytes, usual: bytes) -> bytes:
         say = self.store.say.get(key, usual)
