@@ -259,9 +259,7 @@ async def test_login_comes_behind_tls(tls: str, certificates: Certificates) -> N
 
 @pytest.mark.parametrize("fault", ["nothing offered", "unknown authority", "refused", "injected"])
 async def test_password_is_not_said_where_tls_does_not_begin(fault: str, certificates: Certificates) -> None:
-    smarthost = LmtpStore(
-        offers=("AUTH PLAIN",), tls=None if fault == "nothing offered" else context(certificates)
-    )
+    smarthost = LmtpStore(offers=("AUTH PLAIN",), tls=None if fault == "nothing offered" else context(certificates))
     if fault in ("refused", "injected"):
         say = b"454 4.7.0 Not now\r\n" if fault == "refused" else b"220 2.0.0 Go\r\n235 2.7.0 Welcome\r\n"
         smarthost.say["STARTTLS"] = say

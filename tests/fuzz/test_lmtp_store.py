@@ -1,4 +1,4 @@
-"""A mailstore that answers early, late, too much, too little, nonsense, in pieces, or hangs up anywhere.
+"""A mailstore or a smarthost that answers early, late, too much, too little, nonsense, in pieces, or hangs up anywhere.
 
 Whatever it does: nothing breaks, nobody hears 250 for a message the store does not have or a refusal it did not
 speak, and what is left of it is never taken for an answer about the next message.
@@ -13,14 +13,16 @@ from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 from lmtp_store import CLOSE, LmtpStore
 
+from delivery_agents.forwarding import Forwarding
 from delivery_agents.lmtp import Lmtp
+from delivery_agents.relay import Relay
 from smtpd.memory import MemoryServer
 
 NAMES = ("ann", "bob", "eve")
 FIRST, SECOND = "Subject: first\n\nfirst\n", "Subject: second\n\nsecond\n"
 MISSING = b"(nothing)"
 
-codes = st.sampled_from([200, 211, 220, 221, 250, 251, 354, 421, 450, 451, 452, 500, 503, 550, 552, 554, 555])
+codes = st.sampled_from([200, 211, 220, 221, 250, 251, 353, 354, 421, 450, 451, 452, 500, 503, 550, 552, 554, 555])
 odd_answers = (
     codes.map(lambda code: b"%d something\r\n" % code)
     | codes.map(lambda code: b"%d-%d.1.1 two\r\n%d lines\r\n" % (code, code // 100, code))
@@ -68,20 +70,34 @@ class Script:
     chunking=st.booleans(),
     offers=st.sampled_from([("PIPELINING", "CHUNKING", "8BITMIME"), ("8BITMIME", "CHUNKING")]),
     fast=st.booleans(),
+    kind=st.sampled_from([Lmtp, Relay]),
+    prdr=st.booleans(),
 )
 @settings(suppress_health_check=[HealthCheck.too_slow])
-@example({4: ("append", b"550 5.1.1 No\r\n")}, 0, True, ("PIPELINING", "CHUNKING"), False)
-@example({6: ("miss", MISSING)}, 0, True, ("PIPELINING", "CHUNKING"), False)
-@example({6: ("append", b"250 2.0.0 Saved\r\n250 2.0.0 Saved\r\n")}, 0, False, ("PIPELINING",), False)
-@example({7: ("cut", b"xxxxxx")}, 1, True, ("PIPELINING", "CHUNKING"), True)
+@example({4: ("append", b"550 5.1.1 No\r\n")}, 0, True, ("PIPELINING", "CHUNKING"), False, Lmtp, False)
+@example({6: ("miss", MISSING)}, 0, True, ("PIPELINING", "CHUNKING"), False, Lmtp, False)
+@example({6: ("append", b"250 2.0.0 Saved\r\n250 2.0.0 Saved\r\n")}, 0, False, ("PIPELINING",), False, Lmtp, False)
+@example({7: ("cut", b"xxxxxx")}, 1, True, ("PIPELINING", "CHUNKING"), True, Lmtp, False)
+@example({6: ("append", b"250 2.0.0 Saved\r\n")}, 0, True, ("PIPELINING", "CHUNKING"), False, Relay, False)
+@example({6: ("miss", MISSING)}, 0, True, ("PIPELINING", "CHUNKING"), False, Relay, True)
+@example({6: ("replace", b"353 a\r\n")}, 0, True, ("PIPELINING", "CHUNKING"), False, Relay, False)
 def test_whatever_the_store_does_nothing_false_is_said(
-    twists: dict[int, tuple[str, bytes]], piece: int, chunking: bool, offers: tuple[str, ...], fast: bool
+    twists: dict[int, tuple[str, bytes]],
+    piece: int,
+    chunking: bool,
+    offers: tuple[str, ...],
+    fast: bool,
+    kind: type[Forwarding],
+    prdr: bool,
 ) -> None:
+    offers = (*offers, "PRDR") if prdr else offers
     with asyncio.Runner(loop_factory=uvloop.new_event_loop if fast else None) as runner:
-        event(runner.run(suffer(twists, piece, chunking, offers))[:5])
+        event(runner.run(suffer(twists, piece, chunking, offers, kind))[:5])
 
 
-async def suffer(twists: dict[int, tuple[str, bytes]], piece: int, chunking: bool, offers: tuple[str, ...]) -> str:
+async def suffer(
+    twists: dict[int, tuple[str, bytes]], piece: int, chunking: bool, offers: tuple[str, ...], kind: type[Forwarding]
+) -> str:
     """The answer to the second message, which the store takes as it should."""
     # Only where something is missing is a time limit ever reached.
     waits = any(kind == "miss" or b"250-" in octets or not octets.endswith(b"\n") for kind, octets in twists.values())
@@ -89,7 +105,7 @@ async def suffer(twists: dict[int, tuple[str, bytes]], piece: int, chunking: boo
     store, script = LmtpStore(offers=offers), Script(twists)
     store.twist, store.piece = script, piece
     table = {"address": "", "chunking": chunking, **limits}
-    async with store, MemoryServer(agents={"store": (Lmtp, table | {"address": store.address})}) as server:
+    async with store, MemoryServer(agents={"store": (kind, table | {"address": store.address})}) as server:
         talk = await server.connect()
         answers = await talk.send(FIRST, recipients=[f"{name}@example.test" for name in NAMES])
         check_first(answers[1:], store, script)
@@ -120,9 +136,10 @@ def check_first(answers: list[str], store: LmtpStore, script: Script) -> None:
         assert script.said.count(b"25") >= accepted
 
 
+@pytest.mark.parametrize("kind", [Lmtp, Relay])
 @pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("number", range(14))
-def test_store_may_hang_up_anywhere(number: int, fast: bool) -> None:
+def test_store_may_hang_up_anywhere(number: int, fast: bool, kind: type[Forwarding]) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop if fast else None) as runner:
-        answer = runner.run(suffer({number: ("cut", b"\n")}, 0, True, ("PIPELINING", "CHUNKING")))
+        answer = runner.run(suffer({number: ("cut", b"\n")}, 0, True, ("PIPELINING", "CHUNKING", "PRDR"), kind))
     assert answer.startswith("250 ")
