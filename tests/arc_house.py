@@ -29,6 +29,7 @@ from smtpd.policy import PASS, Filter, Verdict
 from smtpd.zone import Zone
 
 PASSED = "dmarc=pass header.from=a.test"
+CHANGED_TEXT = (b"Hello", b"Hallo")
 _FIELDS = ("arc-authentication-results", "arc-message-signature", "arc-seal")
 _RELAXED = CanonicalizationPolicy.from_c_value(b"relaxed/relaxed")
 

@@ -66,7 +66,13 @@ _AGENT_VALUES: Mapping[str, Mapping[str, object]] = {
     "pipe": {"command": ["/usr/bin/procmail", "-d", "{user}"]},
 }
 _PROVIDER_VALUES: Mapping[str, Mapping[str, object]] = {"file": {"path": "/etc/smtpd/users"}}
-_FILTER_VALUES: Mapping[str, Mapping[str, object]] = {"early_talker": {"listeners": ["smtp", "alt"]}}
+_FILTER_VALUES: Mapping[str, Mapping[str, object]] = {
+    "early_talker": {"listeners": ["smtp", "alt"]},
+    "arc_seal": {
+        "mode": "off", "domain": "example.com", "selector": "arc", "key_file": "/etc/smtpd/arc.key",
+        "agents": ["smarthost"],
+    },
+}  # fmt: skip
 _PLUGIN_EXAMPLES: Mapping[str, object] = {"password": "change-me"}
 _MAILSTORE = "maildir"
 _AGENT_TABLES: Mapping[str, str] = {_MAILSTORE: "mailstore", "relay": "smarthost"}

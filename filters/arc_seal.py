@@ -1,0 +1,109 @@
+"""Seal messages that are forwarded (ARC, RFC 8617), so that the next server can see what was found here.
+
+Mail that goes on to another server comes from our address then, so SPF of its sender breaks, and DKIM may. With this
+filter it takes along what we found, signed: our results as `ARC-Authentication-Results`, a signature over the message,
+and a seal over the chain. The public key is published as one for DKIM, at `selector._domainkey.domain`.
+
+Only messages whose recipients all go to agents in `agents` are sealed: fields of a message are the same for all who get
+it. Nothing is sealed
+
+- when a chain came with the message and did not pass, or `arc` is not switched on: nobody would believe it anyway;
+- when 50 hosts have sealed it, or its header section is bigger than 256 KiB or has a line that is no field.
+
+It stands behind filters that change messages: they are asked in the order of the file, so put it last. It never
+refuses anything. `smtpd_arc_seals_total` counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import ClassVar
+
+from filters.arc_sealer import CannotSeal, Sealer, SealingKeyError, read_key
+from smtpd import metrics
+from smtpd.addresses import AddressError, normalise_domain
+from smtpd.findings import ArcResult, DkimResults, DmarcResult, SpfResults, results_field
+from smtpd.model import Message, Transaction
+from smtpd.options import FilterOptions, Strings
+from smtpd.policy import PASS, Filter, Verdict
+from smtpd.services import Services
+
+SEALS = metrics.Counter(
+    "smtpd_arc_seals_total",
+    "Messages for agents that are to be sealed; result is sealed, broken_chain (one came with it that does not pass) "
+    "or impossible (too many sets, or a header section that cannot be read).",
+    ("filter", "result"),
+)
+
+_MAX_KEY = 1 << 16  # octets of a key file
+
+
+class ArcSealOptions(FilterOptions):
+    """Options of `arc_seal`."""
+
+    domain: str
+    """The domain that seals (d=)."""
+    selector: str
+    """Where its key is published (s=)."""
+    key_file: str
+    """File with the private RSA key (PEM, 2048 bits or more)."""
+    agents: Strings
+    """Agents that forward; a message is sealed when all of its recipients go to them."""
+
+
+class ArcSeal(Filter):
+    """Adds a set to chains."""
+
+    name = "arc_seal"
+    Options = ArcSealOptions
+    uses = (ArcResult, DkimResults, DmarcResult, SpfResults)
+    changes: ClassVar[bool] = True  # it does not; but what it signs must not change any more
+
+    def __init__(self, name: str, options: ArcSealOptions, services: Services) -> None:
+        super().__init__(name, options, services)
+        self._wishes = options
+        self._agents = frozenset(options.agents)
+        counter = services.metrics.counter(SEALS)
+        self._seals = {result: counter.labels(name, result) for result in ("sealed", "broken_chain", "impossible")}
+        self._sealer: Sealer | None = None
+        self._turn = asyncio.Semaphore(1)  # as in `dkim`: several threads that compute hold the event loop up
+
+    def can_refuse(self) -> bool:
+        """Never."""
+        return False
+
+    async def start(self) -> None:
+        """Read the key; OSError or ValueError when that cannot be done."""
+        wishes = self._wishes
+        pem = await asyncio.to_thread(_read, wishes.key_file)
+        try:
+            self._sealer = Sealer(normalise_domain(wishes.domain), wishes.selector, read_key(pem))
+        except SealingKeyError as problem:
+            raise ValueError(f"{wishes.key_file}: {problem}") from None
+        except AddressError:
+            raise ValueError("domain is no domain") from None
+
+    async def on_message(self, mail: Transaction, message: Message) -> Verdict:
+        """Seal it, when it is for agents that forward."""
+        if self._sealer is None or not {recipient.agent for recipient in mail.recipients} <= self._agents:
+            return PASS
+        arc = mail.facts.get(ArcResult)
+        if arc is None or arc.status not in ("none", "pass"):
+            self._seals["broken_chain"].inc()
+            return PASS
+        results = results_field(self.services.hostname, mail).decode("utf-8", "replace")
+        value = results.partition(":")[2].strip()
+        try:
+            async with self._turn:
+                fields = await asyncio.to_thread(self._sealer.seal, message.content, value, self.services.now())
+        except CannotSeal:
+            self._seals["impossible"].inc()
+            return PASS
+        self._seals["sealed"].inc()
+        return Verdict(headers=fields)
+
+
+def _read(path: str) -> bytes:
+    with Path(path).open("rb") as file:
+        return file.read(_MAX_KEY)

@@ -1,0 +1,167 @@
+"""Sealing: what dkimpy says of our sets, for whom there are any, and which keys are refused."""
+
+from pathlib import Path
+
+import dkim
+import pytest
+from arc_house import CHANGED_TEXT, ONE, chain, private_key, zone
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from dkim_house import JOE
+from signer import LETTER, Signer, ed25519_key, rsa_key
+
+from filters.arc import Arc
+from filters.arc_seal import ArcSeal
+from filters.arc_sealer import SealingKeyError, read_key
+from filters.dkim import Dkim
+from smtpd import replies
+from smtpd.delivery import DeliveryAgent
+from smtpd.memory import MemoryServer
+from smtpd.model import Message, Transaction
+from smtpd.replies import Reply
+from smtpd.zone import Zone
+
+OURS = Signer("mx.test", "arc")
+
+
+class Kept(DeliveryAgent):
+    """Keeps what it was given."""
+
+    seen: list[bytes] = []
+
+    async def deliver(self, mail: Transaction, message: Message) -> Reply:
+        self.seen.append(bytes(message))
+        return replies.ACCEPTED
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    path = tmp_path / "arc.key"
+    path.write_bytes(private_key())
+    return path
+
+
+def keys() -> Zone:
+    known = zone()
+    for signer in (OURS, JOE):
+        known.put(signer.name, TXT=[signer.record])
+    return known
+
+
+def house(key_file: Path, agents: tuple[str, ...] = ("kept",), *, with_arc: bool = True) -> MemoryServer:
+    Kept.seen.clear()
+    options = {"domain": "MX.test", "selector": "arc", "key_file": str(key_file), "agents": list(agents)}
+    filters = {"arc_seal": (ArcSeal, options), "dkim": Dkim} | ({"arc": Arc} if with_arc else {})
+    tables = {"domains": {"example.test": "kept", "other.test": "other"}}
+    return MemoryServer(filters=filters, agents={"kept": Kept, "other": Kept}, tables=tables, resolver=keys())
+
+
+async def sealed(key_file: Path, message: bytes) -> bytes:
+    """What the agent gets."""
+    async with house(key_file) as server:
+        heard = await (await server.connect()).send(message)
+        assert heard[-1].startswith("250 "), heard
+    return Kept.seen.pop()
+
+
+def by_dkimpy(message: bytes) -> tuple[object, str]:
+    def ask(name: bytes, timeout: float = 5) -> bytes | None:
+        answer = keys().peek(name.decode().rstrip("."), "TXT")
+        return answer.txt[0] if answer is not None and answer.txt else None
+
+    status, _, reason = dkim.arc_verify(message, dnsfunc=ask)
+    return status, reason
+
+
+@pytest.mark.parametrize("hops", [0, 1, 2])
+async def test_sets_of_ours_pass_with_dkimpy_and_with_us(key_file: Path, hops: int) -> None:
+    message = await sealed(key_file, chain(hops))
+    assert message.count(b"\r\nARC-Seal: ") == hops + 1
+    assert by_dkimpy(message) == (b"pass", "success")
+    again = await sealed(key_file, message)
+    ours = b" ".join(again.partition(b"ARC-Seal")[0].split())
+    assert b"arc=pass smtp.remote-ip=192.0.2.1 header.oldest-pass=0" in ours
+    assert by_dkimpy(again) == (b"pass", "success")
+
+
+async def test_big_message_is_sealed(key_file: Path) -> None:
+    assert by_dkimpy(await sealed(key_file, LETTER + b"x\t y \r\n" * 20_000 + b"\r\n\r\n")) == (b"pass", "success")
+
+
+async def test_set_says_what_we_found(key_file: Path) -> None:
+    message = await sealed(key_file, ONE.add(JOE.sign()))
+    results = message.partition(b"ARC-Authentication-Results:")[2].partition(b"From:")[0]
+    text = b" ".join(results.split())
+    assert text.startswith(b"i=2; mx.example.test; ")
+    assert b"dkim=pass header.d=a.test" in text
+    assert b"arc=pass smtp.remote-ip=192.0.2.1" in text
+
+
+@pytest.mark.parametrize(
+    "change", [(b"Hello", b"Hallo"), (b"Subject: Hi", b"Subject: Ho"), (b"To: ", b"To: eve@eve.test\r\nTo: ")]
+)
+async def test_what_is_changed_behind_us_does_not_pass(key_file: Path, change: tuple[bytes, bytes]) -> None:
+    message = await sealed(key_file, LETTER)
+    assert by_dkimpy(message.replace(*change))[0] == b"fail"
+
+
+async def test_subject_that_was_not_there_cannot_be_added(key_file: Path) -> None:
+    message = await sealed(key_file, LETTER.replace(b"Subject: Hi  there\r\n", b""))
+    assert by_dkimpy(message)[0] == b"pass"
+    assert by_dkimpy(b"Subject: Buy this\r\n" + message)[0] == b"fail"
+
+
+async def test_chain_that_does_not_pass_is_not_sealed(key_file: Path) -> None:
+    async with house(key_file) as server:
+        await (await server.connect()).send(chain(2).replace(*CHANGED_TEXT))
+        assert server.count("smtpd_arc_seals_total", filter="arc_seal", result="broken_chain") == 1
+    assert Kept.seen.pop().count(b"ARC-Seal: ") == 2
+
+
+async def test_nothing_is_sealed_without_the_filter_that_looks_at_chains(key_file: Path) -> None:
+    async with house(key_file, with_arc=False) as server:
+        await (await server.connect()).send(LETTER)
+    assert b"ARC-Seal" not in Kept.seen.pop()
+
+
+@pytest.mark.parametrize(
+    ("recipients", "seals"),
+    [(("a@example.test",), 1), (("a@other.test",), 0), (("a@example.test", "b@other.test"), 0)],
+)
+async def test_only_what_goes_to_agents_that_forward_is_sealed(
+    key_file: Path, recipients: tuple[str, ...], seals: int
+) -> None:
+    async with house(key_file) as server:
+        await (await server.connect()).send(LETTER, recipients=recipients)
+        assert server.count("smtpd_arc_seals_total", filter="arc_seal", result="sealed") == seals
+    assert {message.count(b"ARC-Seal: ") for message in Kept.seen} == {seals}
+
+
+async def test_header_that_cannot_be_read_is_not_sealed(key_file: Path) -> None:
+    async with house(key_file) as server:
+        await (await server.connect()).send(b"no field\r\n" + LETTER)
+        assert server.count("smtpd_arc_seals_total", filter="arc_seal", result="impossible") == 1
+    assert b"ARC-Seal" not in Kept.seen.pop()
+
+
+async def test_server_does_not_start_without_the_key(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=r"arc\.key"):
+        async with house(tmp_path / "arc.key"):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("pem", "problem"),
+    [
+        (b"", "no private key"),
+        (b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "no private key"),
+        (
+            ed25519_key().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+            "with RSA keys only",
+        ),
+        (rsa_key(1024).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), "1024 bits, fewer than 2048"),
+    ],
+    ids=["empty", "broken", "Ed25519", "small"],
+)
+def test_key_that_cannot_seal_is_refused(pem: bytes, problem: str) -> None:
+    with pytest.raises(SealingKeyError, match=problem):
+        read_key(pem)
