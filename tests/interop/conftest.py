@@ -71,14 +71,17 @@ def exim(peer: Peer, directory: Path) -> MakeExim:
 
 @pytest.fixture
 def postfix(peer: Peer, directory: Path, daemon: Callable[..., Daemon]) -> StartPostfix:
-    """Start Postfix with a server of ours as its only way out; further settings are lines of main.cf."""
+    """Start Postfix with a server of ours as its only way out; further settings are lines of main.cf.
+
+    `listen`: a port of 127.0.0.1 on which it takes mail itself.
+    """
     program, sendmail, queue = peer("postfix"), peer("sendmail"), peer("postqueue")
     if os.geteuid() != 0:
         pytest.skip("only root can start Postfix")
 
-    def start(server: Server, listener: str = "smtp", *settings: str) -> Postfix:
+    def start(server: Server, listener: str = "smtp", *settings: str, listen: int | None = None) -> Postfix:
         home = directory / "postfix"
-        prepare(home, program, server.port(listener), *settings)
+        prepare(home, program, server.port(listener), *settings, listen=listen)
         running = daemon("/usr/lib/postfix/sbin/master", "-c", home / "conf", "-s")
         running.wait_for("daemon started")
         return Postfix(home, running, sendmail, queue)

@@ -87,13 +87,17 @@ class Postfix:
             assert time.monotonic() < end, waiting + "".join(self.log.lines)
 
 
-def prepare(home: Path, program: str, port: int, *settings: str) -> None:
-    """Make the directories and the configuration; `settings` are further lines of main.cf."""
+def prepare(home: Path, program: str, port: int, *settings: str, listen: int | None = None) -> None:
+    """Make the directories and the configuration; `settings` are further lines of main.cf.
+
+    With `listen` it takes mail on that port of 127.0.0.1, too.
+    """
     for name in ("conf", "spool", "data"):
         (home / name).mkdir(parents=True, mode=0o755)
     run("chown", "postfix", home / "data")
     main = SETTINGS.format(directory=home, port=port) + "\n".join(settings) + "\n"
     (home / "conf" / "main.cf").write_text(main, encoding="ascii")
-    lines = [f"{name} {kind} - n {wake} {limit} {command}\n" for name, kind, wake, limit, command in SERVICES]
+    services = [*SERVICES, (str(listen), "inet n", "-", "-", "smtpd")] if listen else SERVICES
+    lines = [f"{name} {kind} - n {wake} {limit} {command}\n" for name, kind, wake, limit, command in services]
     (home / "conf" / "master.cf").write_text("".join(lines), encoding="ascii")
     run(program, "-c", home / "conf", "check")
