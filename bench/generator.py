@@ -31,11 +31,14 @@ class Load:
     starttls: bool = False
     at_recipient: bool = False
     """Latency runs from RCPT to its reply, instead of from DATA to the last one."""
+    letters: str = ""
+    """File with the messages to send, see letters.py."""
 
     def arguments(self, seconds: float) -> list[str]:
         """The command line, without domain and port."""
         numbers = {"-c": self.sessions, "-n": self.messages, "-s": self.octets, "-t": seconds}
         switches = ["-p"] * self.pipelined + ["-T"] * self.starttls + ["-r"] * self.at_recipient
+        switches += ["-f", self.letters] if self.letters else []
         return [str(part) for pair in numbers.items() for part in pair] + switches
 
 

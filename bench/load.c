@@ -6,7 +6,8 @@
  * No message is begun after -t seconds; what is under way is finished, so `seconds` lasts to the last
  * reply. Latency runs from the write of the DATA line (or of the group that ends with it) to the reply
  * behind the content; with -r from RCPT to its reply. The result is one JSON object. With -i the sessions stop behind EHLO, "open" is
- * printed, and they stay until standard input is closed. */
+ * printed, and they stay until standard input is closed. With -f messages come from a file, in turns: for each a line
+ * "sender octets", and so many octets, the final dot included; -s only says how many to report. */
 
 #define _GNU_SOURCE
 #include <errno.h>
@@ -40,9 +41,15 @@ static const char *const step_names[] = {"connect", "handshake", "greeting", "EH
 /* First digit of the reply that each step hopes for. */
 static const char hoped[] = {0, 0, '2', '2', '2', '2', '2', '3', '2', '2', 0, 0};
 
+struct letter {
+  char *sender, *octets;
+  size_t size;
+};
+
 struct session {
   enum step step;
   int fd, messages, waits_to_write;
+  const struct letter *letter;
   SSL *tls;
   struct iovec out[2];
   size_t filled;
@@ -54,7 +61,7 @@ static struct {
   int port, sessions, messages, pipelined, starttls, hold, at_recipient;
   size_t size;
   double seconds;
-  const char *domain;
+  const char *domain, *letters;
 } options = {.sessions = 1, .messages = 1, .size = 4096, .seconds = 1, .domain = "bench.test"};
 
 static struct {
@@ -69,6 +76,8 @@ static char *body;
 static size_t body_size;
 static float *samples;
 static SSL_CTX *context;
+static struct letter *letters; /* none without -f */
+static size_t letter_count, next_letter;
 
 static void handle(struct session *session);
 
@@ -98,6 +107,23 @@ static void make_body(void) {
   }
   memcpy(body + body_size, ".\r\n", 3);
   body_size += 3;
+}
+
+/* Read all messages of the file, which stay in memory. */
+static void read_letters(void) {
+  FILE *file = fopen(options.letters, "rb");
+  char sender[256];
+  size_t size;
+  if (file == NULL) die(options.letters);
+  while (fscanf(file, "%255s %zu", sender, &size) == 2 && fgetc(file) == '\n') {
+    letters = realloc(letters, (letter_count + 1) * sizeof *letters);
+    if (letters == NULL) die("realloc");
+    struct letter *letter = letters + letter_count++;
+    *letter = (struct letter){strdup(sender), malloc(size), size};
+    if (letter->octets == NULL || fread(letter->octets, 1, size, file) != size) die(options.letters);
+  }
+  fclose(file);
+  if (letter_count == 0) die(options.letters);
 }
 
 static int time_is_up(void) { return now() - result.begun >= options.seconds; }
@@ -205,16 +231,25 @@ static void next_message(struct session *session) {
     return;
   }
   session->messages++;
+  session->letter = letters ? letters + next_letter++ % letter_count : NULL;
+  const char *sender = session->letter ? session->letter->sender : "sender@client.test";
   if (!options.pipelined) {
-    say(session, MAIL, "MAIL FROM:<sender@client.test>\r\n");
+    say(session, MAIL, "MAIL FROM:<%s>\r\n", sender);
     return;
   }
   session->asked = now();
-  say(session, MAIL, "MAIL FROM:<sender@client.test>\r\nRCPT TO:<user%ld@%s>\r\nDATA\r\n", serial++ % MAILBOXES,
+  say(session, MAIL, "MAIL FROM:<%s>\r\nRCPT TO:<user%ld@%s>\r\nDATA\r\n", sender, serial++ % MAILBOXES,
       options.domain);
 }
 
 static void send_content(struct session *session) {
+  if (session->letter) {
+    session->step = CONTENT;
+    session->out[0].iov_len = 0;
+    session->out[1] = (struct iovec){session->letter->octets, session->letter->size};
+    flush(session);
+    return;
+  }
   int length = snprintf(session->text, sizeof session->text,
                         "From: Sender <sender@client.test>\r\nTo: User <user@%s>\r\nSubject: A message to measure\r\n"
                         "Date: Mon, 01 Jun 2026 12:00:00 +0000\r\nMessage-ID: <%d.%ld@client.test>\r\n"
@@ -386,12 +421,13 @@ static void report(void) {
 
 static void read_options(int count, char **values) {
   int option;
-  while ((option = getopt(count, values, "c:n:s:t:d:prTi")) != -1) switch (option) {
+  while ((option = getopt(count, values, "c:n:s:t:d:f:prTi")) != -1) switch (option) {
       case 'c': options.sessions = atoi(optarg); break;
       case 'n': options.messages = atoi(optarg); break;
       case 's': options.size = strtoul(optarg, NULL, 10); break;
       case 't': options.seconds = atof(optarg); break;
       case 'd': options.domain = optarg; break;
+      case 'f': options.letters = optarg; break;
       case 'p': options.pipelined = 1; break;
       case 'r': options.at_recipient = 1; break;
       case 'T': options.starttls = 1; break;
@@ -400,7 +436,7 @@ static void read_options(int count, char **values) {
     }
   options.port = optind < count ? atoi(values[optind]) : 0;
   if (!options.port || options.sessions < 1 || strlen(options.domain) > 100 || options.size > 1 << 30) {
-    fputs("usage: load [-c sessions] [-n messages] [-s octets] [-t seconds] [-d domain] [-prTi] port\n", stderr);
+    fputs("usage: load [-c sessions] [-n messages] [-s octets] [-t seconds] [-d domain] [-f file] [-prTi] port\n", stderr);
     exit(2);
   }
 }
@@ -413,6 +449,7 @@ static void wait_for_end_of_input(void) {
 int main(int count, char **values) {
   read_options(count, values);
   make_body();
+  if (options.letters) read_letters();
   alarm((unsigned)options.seconds + GRACE);
   signal(SIGPIPE, SIG_IGN);
   struct rlimit files;

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import machine
@@ -76,8 +77,17 @@ postlog unix-dgram n - n - 1 postlogd
 """
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Addition:
+    """What a Postfix that checks more has besides: lines of main.cf and master.cf, and what starts it."""
+
+    main: str = ""
+    master: str = ""
+    launcher: tuple[str, ...] = ()
+
+
 @contextlib.contextmanager
-def postfix(directory: Path, transport: str = "virtual") -> Iterator[Server]:
+def postfix(directory: Path, transport: str = "virtual", addition: Addition = Addition()) -> Iterator[Server]:
     """Postfix with its defaults; what it accepts is synced into its queue, and delivered from there.
 
     The transport is virtual(8) for MAILDIR_DOMAIN, or else where lmtp(8) hands mail for STORE_DOMAIN to.
@@ -86,8 +96,8 @@ def postfix(directory: Path, transport: str = "virtual") -> Iterator[Server]:
         raise NotMeasured("Postfix is not installed" if os.getuid() == 0 else "Postfix needs root")
     top = own_directory(directory, "postfix")
     port = machine.free_port()
-    configure(top, port, directory, transport)
-    command = [str(DAEMONS / "master"), "-c", str(top / "conf"), "-s"]
+    configure(top, port, directory, transport, addition)
+    command = [*addition.launcher, str(DAEMONS / "master"), "-c", str(top / "conf"), "-s"]
     process = machine.start(command, machine.cores()[0], cwd=top, stdin=subprocess.DEVNULL)
     try:
         machine.wait_until(lambda: process.poll() is not None or machine.is_listening(port), "Postfix does not start")
@@ -98,7 +108,7 @@ def postfix(directory: Path, transport: str = "virtual") -> Iterator[Server]:
         machine.stop(process)
 
 
-def configure(top: Path, port: int, certificate: Path, transport: str) -> None:
+def configure(top: Path, port: int, certificate: Path, transport: str, addition: Addition) -> None:
     """Write main.cf, master.cf and the map of mailboxes, and let Postfix make its directories."""
     nobody = 65534
     domain = MAILDIR_DOMAIN if transport == "virtual" else STORE_DOMAIN
@@ -111,8 +121,8 @@ def configure(top: Path, port: int, certificate: Path, transport: str) -> None:
     lines = [f"user{number}@{domain} user{number}/\n" for number in range(MAILBOXES)]
     (top / "conf" / "mailboxes").write_text("".join(lines))
     main = _MAIN.format(top=top, daemons=DAEMONS, domain=domain, user=nobody, transport=transport)
-    (top / "conf" / "main.cf").write_text(main)
-    (top / "conf" / "master.cf").write_text(_MASTER.format(port=port))
+    (top / "conf" / "main.cf").write_text(main + addition.main)
+    (top / "conf" / "master.cf").write_text(_MASTER.format(port=port) + addition.master)
     command = ["postfix", "-c", str(top / "conf"), "check"]
     made = subprocess.run(command, capture_output=True, text=True, check=False)
     if made.returncode != 0:

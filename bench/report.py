@@ -4,7 +4,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 
 from callout import AGENTS, SESSIONS, Callouts
+from checks import Checks
 from generator import Run
+from hostile import LIMIT_SECONDS
+from stall import LIMIT_MS
 from works import (
     EMPTIED,
     IDLE_LIMITS,
@@ -69,6 +72,36 @@ def callouts(found: Callouts) -> Iterator[str]:
         rows += [(title, agent, *(f"{time:.3f}" for time in each)) for agent, each in zip(AGENTS, times, strict=True)]
         rows.append((title, "added", *(f"{asked - alone:+.3f}" for alone, asked in zip(*times, strict=True))))
     yield from _table(rows, left=2)
+
+
+def filters(checks: Checks) -> Iterator[Iterator[str]]:
+    """Tables: what each filter adds to the cost of a message, and what hostile messages cost."""
+    if checks.costs:
+        rows: list[tuple[str, ...]] = [("filters", "CPU us per message", "added by the last one")]
+        before = 0.0
+        for step, runs in checks.costs.items():
+            cost = _middle(runs, "cpu_per_message")
+            rows.append((" + ".join(step) or "none", _number(cost), f"{cost - before:+.0f}" if step else ""))
+            before = cost
+        yield _table(rows, left=1)
+    if checks.hostile:
+        rows = [("hostile message", "what became of it", "CPU ms")]
+        rows += [(name, found.outcome, f"{found.seconds * 1000:.1f}") for name, found in checks.hostile.items()]
+        yield _table(rows, left=2)
+
+
+def stalls(checks: Checks) -> Iterator[tuple[str, ...]]:
+    """Lines for `ratios`: the longest wait of others, and the dearest hostile message."""
+    if checks.stalls:
+        quietest = checks.stalls[0]
+        verdict = "floor" if quietest.longest_ms <= LIMIT_MS else "below floor"
+        title = f"longest wait, ms, while 10 MiB are verified (p99 {quietest.p99_ms:.1f}; {quietest.idle_ms:.1f} when idle)"
+        yield (title, "", f"{quietest.longest_ms:.1f}", f"{LIMIT_MS:g}", "", verdict, "")
+    if checks.hostile:
+        dearest = max(checks.hostile.values(), key=lambda found: found.seconds)
+        verdict = "goal" if dearest.seconds <= LIMIT_SECONDS else "below goal"
+        title = "CPU ms of the dearest hostile message"
+        yield (title, "", f"{dearest.seconds * 1000:.1f}", "", f"{LIMIT_SECONDS * 1000:g}", verdict, "")
 
 
 def verdicts(cells: Cells) -> Iterator[tuple[str, ...]]:

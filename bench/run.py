@@ -7,11 +7,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 import callout
+import checks
+import filtered
 import generator
 import hotspots
 import machine
@@ -19,30 +21,36 @@ import memory
 import report
 import store as stores
 from callout import Callouts
-from generator import NotMeasured, Run
+from checks import Checks, Material
+from generator import Load, NotMeasured, Run
 from postfix import postfix, wait_for_deliveries
 from servers import STORE_DOMAIN, Server, aiosmtpd, make_certificate, ours, smtp_sink
 from store import Store
 from works import (
     AIOSMTPD,
+    COSTS,
     EMPTIED,
+    HOSTILE,
     IDLE,
     IDLE_FIGURES,
     MEMORY,
     MEMORY_FIGURES,
     NAMES,
     OURS,
+    OURS_FILTERED,
     POSTFIX,
+    POSTFIX_FILTERS,
     POSTFIX_LMTP,
     RCPT,
     SMTP_SINK,
+    STALL,
     WORKS,
     Work,
 )
 
-PEERS = (AIOSMTPD, SMTP_SINK, POSTFIX, POSTFIX_LMTP)
-WARM_UP = 0.3  # seconds of W2, D2 or L2 before anything counts
-WARMING = ("W2", "D2", "L2")
+PEERS = (AIOSMTPD, SMTP_SINK, POSTFIX, POSTFIX_LMTP, POSTFIX_FILTERS)
+WARM_UP = 0.3  # seconds of W2, D2, L2 or F2 before anything counts
+WARMING = ("W2", "D2", "L2", "F2")
 NEEDED_SPACE = 4 << 30  # octets; Maildirs are kept to the end, because freed inodes slow the next ones down
 
 
@@ -55,6 +63,8 @@ class Bench:
         self.peers = peers
         self.family = family
         self.store: Store | None = None
+        self.material: Material | None = None
+        self.checks = Checks()
         self.servers: dict[str, Server] = {}
         self.cells: dict[tuple[str, str], list[Run]] = {}
         self.callouts: Callouts = {}
@@ -67,8 +77,11 @@ class Bench:
         if has_store:
             with self._noting("the store"):
                 self.store = stack.enter_context(stores.lmtp_store(self.directory, self.family))
+        if any(work.letters for work in works):
+            with self._noting("the nameserver"):
+                self.material = stack.enter_context(checks.material(self.directory))
         for name, starter in self._starters().items():
-            if name == OURS or any(name in work.peers for work in works):
+            if name == OURS or any(name in (work.ours, *work.peers) for work in works):
                 with self._noting(name):
                     server = stack.enter_context(starter(self.directory))
                     self._warm_up(name, server)
@@ -77,8 +90,8 @@ class Bench:
     def round(self, works: list[Work], number: int) -> None:
         """Each kind of work once on each server, in an order that changes from round to round."""
         for work in works:
-            names = [name for name in (OURS, *work.peers) if name in self.servers]
-            shift = number % len(names)
+            names = [name for name in (work.ours, *work.peers) if name in self.servers]
+            shift = number % max(1, len(names))
             for name in names[shift:] + names[:shift]:
                 with self._noting(f"{work.name} {name}"):
                     self._measure(work, name)
@@ -87,6 +100,15 @@ class Bench:
         """One round of the time that RCPT takes."""
         with self._noting(RCPT):
             callout.measure(self.servers[OURS], self._store(), self.seconds, number, self.callouts)
+
+    def measure_checks(self, names: tuple[str, ...], rounds: int) -> None:
+        """What filters cost, and how well others are kept from it."""
+        wanted = [name for name in (COSTS, STALL, HOSTILE) if name in names]
+        with self._noting("the filters"), checks.material(self.directory) as material:
+            for name in wanted:
+                say(name.lower())
+                with self._noting(name):
+                    self.checks.measure(name, self.directory, material, self.seconds, rounds)
 
     def measure_memory(self, names: tuple[str, ...]) -> None:
         """What needs servers of its own."""
@@ -106,21 +128,34 @@ class Bench:
         }
         if self.store:
             starters[POSTFIX_LMTP] = partial(postfix, transport=self.store.transport)
-        return {name: starter for name, starter in starters.items() if name in (OURS, *self.peers)}
+        if self.material:
+            starters[OURS_FILTERED] = partial(filtered.ours_filtered, nameserver=self.material.nameserver)
+            starters[POSTFIX_FILTERS] = partial(filtered.postfix_filtered, nameserver=self.material.nameserver)
+        return {name: starter for name, starter in starters.items() if name in (OURS, OURS_FILTERED, *self.peers)}
 
     def _warm_up(self, name: str, server: Server) -> None:
         for work in WORKS:
-            if work.name in WARMING and name in (OURS, *work.peers) and (self.store or work.domain != STORE_DOMAIN):
-                generator.run(work.load, server.port, work.domain, WARM_UP, server.process)
-        if name in (POSTFIX, POSTFIX_LMTP):
+            has_all = (self.store or work.domain != STORE_DOMAIN) and (self.material or not work.letters)
+            if work.name in WARMING and name in (work.ours, *work.peers) and has_all:
+                generator.run(self._load(work), server.port, work.domain, WARM_UP, server.process)
+        if name.startswith(POSTFIX):
             wait_for_deliveries(self.directory)
+        if name in (OURS_FILTERED, POSTFIX_FILTERS):
+            filtered.check_work(self.directory)
+
+    def _load(self, work: Work) -> Load:
+        if work.letters is None:
+            return work.load
+        if self.material is None:
+            raise NotMeasured("there are no signed messages")
+        return replace(work.load, letters=str(self.material.files[work.letters]))
 
     def _measure(self, work: Work, name: str) -> None:
         server = self.servers[name]
         runs: dict[str, Run] = {}
         if work.domain != STORE_DOMAIN:
-            runs[name] = generator.run(work.load, server.port, work.domain, self.seconds, server.process)
-            if name == POSTFIX and work.load.messages:
+            runs[name] = generator.run(self._load(work), server.port, work.domain, self.seconds, server.process)
+            if name in (POSTFIX, POSTFIX_FILTERS) and work.load.messages:
                 wait_for_deliveries(self.directory)
         elif name == POSTFIX_LMTP:
             queued = stores.run_queued(self._store(), work.load, server, self.seconds, self.directory)
@@ -128,7 +163,7 @@ class Bench:
         else:
             runs[name] = stores.run_through(self._store(), work.load, server, self.seconds)
         for column, run in runs.items():
-            self.cells.setdefault((work.name, column), []).append(run)
+            self.cells.setdefault((work.name, OURS if column == work.ours else column), []).append(run)
 
     def _store(self) -> Store:
         if self.store is None:
@@ -176,7 +211,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="exit with 1 when a floor is not reached")
     parser.add_argument("--store", choices=("inet", "unix"), default="inet", help="how LMTP reaches the store (inet)")
     parser.add_argument("--directory", default="/var/tmp", help="for Maildirs and queues, on a real disk")
-    profiled = tuple(work.name for work in WORKS)
+    profiled = tuple(work.name for work in WORKS if not work.letters)
     parser.add_argument("--profile", type=names_of(profiled), help="instead: where the time goes in our server")
     parser.add_argument("--native", action="store_true", help="with --profile: in C code, too")
     options = parser.parse_args()
@@ -220,6 +255,8 @@ def measure(directory: Path, options: argparse.Namespace) -> Bench:
     if {IDLE, MEMORY} & {*options.only}:
         say("memory")
         bench.measure_memory(options.only)
+    if {COSTS, STALL, HOSTILE} & {*options.only}:
+        bench.measure_checks(options.only, options.rounds)
     with ExitStack() as stack:
         if works or RCPT in options.only:
             has_store = RCPT in options.only or any(work.domain == STORE_DOMAIN for work in works)
@@ -241,7 +278,9 @@ def show(bench: Bench) -> list[tuple[str, ...]]:
         print("", *report.figures(bench.cells), "", sep="\n")
     if bench.callouts:
         print(*report.callouts(bench.callouts), "", sep="\n")
-    rows = [*report.verdicts(bench.cells), *report.memory(bench.idle, bench.memory)]
+    for lines in report.filters(bench.checks):
+        print(*lines, "", sep="\n")
+    rows = [*report.verdicts(bench.cells), *report.memory(bench.idle, bench.memory), *report.stalls(bench.checks)]
     print(*report.ratios(rows), sep="\n")
     for problem in bench.problems:
         print(f"not measured: {problem}")
@@ -259,6 +298,7 @@ def save(bench: Bench) -> None:
         for run in cell
     ]
     result = {"runs": runs, "idle_kib": bench.idle, "memory_kib": bench.memory, "not_measured": bench.problems}
+    result |= bench.checks.as_json()
     (generator.OUT / "result.json").write_text(json.dumps(result, indent=1) + "\n")
 
 

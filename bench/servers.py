@@ -83,10 +83,10 @@ def own_directory(directory: Path, server: str) -> Path:
 
 
 @contextlib.contextmanager
-def ours(directory: Path, name: str = "smtpd", *, store: str = "") -> Iterator[Server]:
+def ours(directory: Path, name: str = "smtpd", *, store: str = "", more: str = "") -> Iterator[Server]:
     """`python -m smtpd serve`: no filters, everything else on, one line per message into a file.
 
-    `store` is where a store for STORE_DOMAIN listens, if there is one.
+    `store` is where a store for STORE_DOMAIN listens, if there is one; `more` are other tables, such as filters.
     """
     log, config = directory / f"{name}.log", directory / f"{name}.toml"
     mail = own_directory(directory, name)
@@ -98,7 +98,7 @@ def ours(directory: Path, name: str = "smtpd", *, store: str = "") -> Iterator[S
         maildir=MAILDIR_DOMAIN,
         store_domain=f'"{STORE_DOMAIN}" = "store"' if store else "",
     )
-    config.write_text(text + _STORE.format(place=store) * bool(store))
+    config.write_text(text + _STORE.format(place=store) * bool(store) + more)
     log.touch()
     command = [sys.executable, "-m", "smtpd", "serve", "--config", str(config)]
     # From a directory without our source tree, so that only an installed package is found.

@@ -10,8 +10,15 @@ KIB, MIB = 1 << 10, 1 << 20
 
 OURS, AIOSMTPD, SMTP_SINK, POSTFIX = "smtpd", "aiosmtpd", "smtp-sink", "postfix"
 POSTFIX_LMTP = "postfix-lmtp"
+POSTFIX_FILTERS = "postfix-filters"
+OURS_FILTERED = "smtpd-filters"
+"""Ours with SPF, DKIM and DMARC; where it is measured, it stands in our place."""
 EMPTIED = f"{POSTFIX_LMTP}, all out"
 """The same as POSTFIX_LMTP, measured until its queue is empty; it is no server of its own."""
+
+
+Letters = Literal["warm", "cold", "big"]
+"""Signed messages: from domains that DNS was asked about before, from a new domain each, and of 10 MiB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +30,9 @@ class Work:
     load: Load
     peers: tuple[str, ...] = (AIOSMTPD, SMTP_SINK)
     domain: str = DOMAIN
+    ours: str = OURS
+    letters: Letters | None = None
+    """Which messages are sent, if not those that the generator makes up."""
 
 
 _SINGLE = Load(sessions=50, messages=1)
@@ -50,6 +60,24 @@ WORKS = (
         load=Load(sessions=20, messages=0, starttls=True),
         peers=(POSTFIX,),
     ),
+    Work(
+        name="F2",
+        title="as D2, signed messages, SPF, DKIM and DMARC checked, DNS cache warm",
+        load=_MANY,
+        peers=(POSTFIX_FILTERS,),
+        domain=MAILDIR_DOMAIN,
+        ours=OURS_FILTERED,
+        letters="warm",
+    ),
+    Work(
+        name="F2C",
+        title="as F2, but each message from a domain that nobody has heard of",
+        load=_MANY,
+        peers=(POSTFIX_FILTERS,),
+        domain=MAILDIR_DOMAIN,
+        ours=OURS_FILTERED,
+        letters="cold",
+    ),
 )
 
 IDLE = "IDLE"
@@ -63,7 +91,9 @@ MEMORY_LOAD = Load(sessions=8, messages=2, octets=10 * MIB)
 MEMORY_FIGURES = {"fast store": 0, "slow store": 1}
 """Names of the figures, and seconds that the store waits before it reads."""
 
-NAMES = (*(work.name for work in WORKS), RCPT, MEMORY, IDLE)
+COSTS, STALL, HOSTILE = "COSTS", "STALL", "HOSTILE"
+
+NAMES = (*(work.name for work in WORKS), RCPT, MEMORY, IDLE, COSTS, STALL, HOSTILE)
 
 Measure = Literal["rate", "p99", "cpu"]
 
@@ -116,6 +146,8 @@ REQUIREMENTS = (
     _rates("L1", EMPTIED, None, None),
     _rates("L2", POSTFIX_LMTP, 2, 4),
     _rates("L2", EMPTIED, None, None),
+    _rates("F2", POSTFIX_FILTERS, 3, 5),
+    _rates("F2C", POSTFIX_FILTERS, None, None),
     Requirement(work="D2", measure="p99", peer=POSTFIX, floor=1 / 2, goal=1 / 5),
     Requirement(work="TLS", measure="cpu", peer=POSTFIX, floor=0.5, goal=0.35),
 )
