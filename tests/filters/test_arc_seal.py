@@ -14,9 +14,12 @@ from filters.arc_seal import ArcSeal
 from filters.arc_sealer import SealingKeyError, read_key
 from filters.dkim import Dkim
 from smtpd import replies
+from smtpd.content import Content
 from smtpd.delivery import DeliveryAgent
+from smtpd.limits import ContentBudget
 from smtpd.memory import MemoryServer
 from smtpd.model import Message, Transaction
+from smtpd.policy import PASS, Filter, Verdict
 from smtpd.replies import Reply
 from smtpd.zone import Zone
 
@@ -93,6 +96,7 @@ async def test_set_says_what_we_found(key_file: Path) -> None:
     text = b" ".join(results.split())
     assert text.startswith(b"i=2; mx.example.test; ")
     assert b"dkim=pass header.d=a.test" in text
+    assert message.count(b"d=mx.test;") == 2
     assert b"arc=pass smtp.remote-ip=192.0.2.1" in text
 
 
@@ -102,6 +106,47 @@ async def test_set_says_what_we_found(key_file: Path) -> None:
 async def test_what_is_changed_behind_us_does_not_pass(key_file: Path, change: tuple[bytes, bytes]) -> None:
     message = await sealed(key_file, LETTER)
     assert by_dkimpy(message.replace(*change))[0] == b"fail"
+
+
+async def test_signature_of_the_author_is_sealed_too(key_file: Path) -> None:
+    message = await sealed(key_file, JOE.sign())
+    assert by_dkimpy(message.replace(b"d=a.test;", b"d=b.test;"))[0] == b"fail"
+
+
+class Footer(Filter):
+    """Changes the message, like a scanner that is asked before."""
+
+    name = "footer"
+    changes = True
+
+    async def on_message(self, mail: Transaction, message: Message) -> Verdict:
+        content = Content(ContentBudget(1 << 20), in_memory=1 << 20)
+        content.write(bytes(message.content.head()) + b"checked\r\n")
+        message.replace_content(content)
+        return PASS
+
+
+async def test_what_is_sealed_is_what_filters_have_made_of_it(key_file: Path) -> None:
+    options = {"domain": "mx.test", "selector": "arc", "key_file": str(key_file), "agents": ["kept"]}
+    Kept.seen.clear()
+    async with MemoryServer(
+        filters={"footer": Footer, "arc_seal": (ArcSeal, options), "arc": Arc}, agents={"kept": Kept}, resolver=keys()
+    ) as server:
+        await (await server.connect()).send(LETTER)
+    message = Kept.seen.pop()
+    assert message.endswith(b"\r\n\r\nchecked\r\n")
+    assert by_dkimpy(message) == (b"pass", "success")
+
+
+async def test_chain_that_is_full_is_not_sealed(key_file: Path) -> None:
+    message = LETTER
+    for instance in range(1, 51):
+        message = ONE.forge(message, instance)
+    async with house(key_file) as server:
+        await (await server.connect()).send(message)
+        assert server.count("smtpd_arc_checks_total", filter="arc", result="pass") == 1
+        assert server.count("smtpd_arc_seals_total", filter="arc_seal", result="impossible") == 1
+    assert Kept.seen.pop().count(b"ARC-Seal: ") == 50
 
 
 async def test_subject_that_was_not_there_cannot_be_added(key_file: Path) -> None:

@@ -1,6 +1,7 @@
 """Chains verified: good ones, and each signature broken on its own (RFC 8617 §5.2, steps 4 to 7)."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import dkim
 import pytest
@@ -12,6 +13,8 @@ from filters.arc_verification import ChainVerification
 from filters.dkim_header import HeaderSection
 from filters.dkim_keys import Keys
 from smtpd.zone import Zone
+
+VECTORS = Path(__file__).parent.parent / "vectors" / "arc"
 
 
 def by_dkimpy(message: bytes, resolver: Zone) -> bytes | None:
@@ -32,6 +35,12 @@ async def test_chains_made_by_dkimpy_pass(number: int) -> None:
     assert (result.status, result.reason) == ("pass", "")
     assert (result.instances, result.oldest_pass, result.client_ip) == (number, 0, "192.0.2.1")
     assert result.sealers == tuple(hop.domain for hop in HOPS[:number])[::-1]
+
+
+@pytest.mark.parametrize(("name", "instances", "oldest"), [("dkimpy-one", 1, 0), ("dkimpy-list", 3, 2)])
+async def test_messages_sealed_long_ago_still_pass(name: str, instances: int, oldest: int) -> None:
+    result = await found((VECTORS / f"{name}.eml").read_bytes(), Zone.load(VECTORS / "zone.toml"))
+    assert (result.status, result.instances, result.oldest_pass) == ("pass", instances, oldest)
 
 
 async def test_message_without_a_chain_has_none() -> None:
