@@ -18,7 +18,7 @@ type TlsMode = Literal["off", "starttls", "implicit"]
 
 MAX_PATH = 107  # octets of a unix socket's path, sun_path in unix(7)
 
-_HOST_AND_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]]+)):(\d{1,5})")
+_HOST_AND_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]]+)):([0-9]{1,5})")
 
 
 class Place(NamedTuple):

@@ -23,8 +23,7 @@ class RelayDelivery(LmtpDelivery):
         return parameters
 
     def _send_last(self, connection: Connection, octets: bytes, recipients: int) -> None:
-        more = recipients + 1 if "PRDR" in connection.extensions else 0
-        connection.send(octets, 1, more=more, last=True)
+        connection.send(octets, 1, more=recipients + 1, last=True)
 
     async def _hear(self, connection: Connection, paths: list[Path], said: dict[Path, Answer]) -> None:
         first = await connection.answer()

@@ -108,10 +108,10 @@ def _circles(config: Config) -> Iterator[Finding]:
     """Agents that hand mail to ourselves, as far as it can be seen without asking anybody."""
     listeners = {split_address(address): name for name, it in config.listeners.items() for address in it.address}
     for name, options in config.agents.items():
-        place = options.next_hop()
-        if not place:
-            continue
-        kind, host, port = split_address(place)
+        try:
+            kind, host, port = split_address(options.next_hop())
+        except ValueError:
+            continue  # "" for none, or what only the agent can read
         for (our_kind, our_host, our_port), listener in listeners.items():
             if (kind, port) == (our_kind, our_port) and _leads_to(host, our_host, config.hostname.lower()):
                 message = f"is listener {listener} of this server, so mail would go round in circles"

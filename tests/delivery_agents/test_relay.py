@@ -306,6 +306,7 @@ def test_options_that_make_sense(table: dict[str, Any]) -> None:
         ({"address": "h:465", "tls": "implicit", "user": "us", "password": "ß" * 128}, "1 to 255 octets"),
         ({"address": "h:465", "tls": "implicit", "user": "us", "password": ""}, "1 to 255 octets"),
         ({"address": "h"}, "must look like"),
+        ({"address": "h:٢٥"}, "must look like"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(table: dict[str, Any], problem: str) -> None:
