@@ -66,8 +66,8 @@ def doctor(
 
 
 def _own_domains(config: Config) -> tuple[str, ...]:
-    # A pattern has no zone of its own, and a name without dots is not in the DNS of the world.
-    return tuple(domain for domain in config.domains if "*" not in domain and "." in domain)
+    # A pattern has no zone of its own, and names without dots or below "test" are not in the DNS (RFC 6761 §6.2).
+    return tuple(name for name in config.domains if "*" not in name and "." in name and not name.endswith(".test"))
 
 
 def _names(words: tuple[str, ...], where: str, most: int) -> tuple[str, ...]:

@@ -15,7 +15,6 @@ import dns.rdataclass
 import dns.rdatatype
 import dns.rdtypes.ANY.TXT
 import dns.resolver
-import dns.rrset
 
 from smtpd.dns import TYPES, Answer, Resolver, Txt, Type
 from smtpd.dns.answer import Record, format_record
@@ -71,12 +70,15 @@ def _translated(name: dns.name.Name, kind: str, answer: Answer | None) -> dns.re
     if answer is None or not answer.found:
         raise dns.resolver.NoAnswer(response=response)  # type: ignore[no-untyped-call]
     records = [_data(kind, record) for record in answer.records]
-    response.answer.append(dns.rrset.from_rdata_list(name, int(answer.ttl), records))
-    return dns.resolver.Answer(name, dns.rdatatype.RdataType.make(kind), dns.rdataclass.IN, response)  # type: ignore[arg-type]
+    code = dns.rdatatype.RdataType.make(kind)
+    found = response.find_rrset(response.answer, name, dns.rdataclass.IN, code, create=True)
+    for record in records:
+        found.add(record, int(answer.ttl))
+    return dns.resolver.Answer(name, code, dns.rdataclass.IN, response)  # type: ignore[arg-type]
 
 
 def _data(kind: str, record: Record) -> dns.rdata.Rdata:
     if isinstance(record, Txt):
         strings = [part[start : start + 255] for part in record.parts for start in range(0, len(part) or 1, 255)]
         return dns.rdtypes.ANY.TXT.TXT(dns.rdataclass.IN, dns.rdatatype.TXT, strings)
-    return dns.rdata.from_text("IN", kind, format_record(record), origin=dns.name.root)
+    return dns.rdata.from_text("IN", kind, format_record(record), origin=dns.name.root, relativize=False)

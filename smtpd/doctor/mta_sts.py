@@ -68,7 +68,7 @@ def _record_mistake(record: bytes) -> str:
 
 
 def _read_policy(policy: str) -> tuple[str, list[str]]:
-    from checkdmarc.mta_sts import MTASTSError, parse_mta_sts_policy  # type: ignore[import-untyped]
+    from checkdmarc.mta_sts import MTASTSError, parse_mta_sts_policy
 
     try:
         found = parse_mta_sts_policy(policy)["policy"]

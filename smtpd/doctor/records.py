@@ -123,7 +123,7 @@ class _UnreadableError(Exception):
 
 
 def _read(parse: Callable[..., Any], error: type[Exception], *given: Any, **more: Any) -> dict[str, Any]:
-    from checkdmarc.utils import DNSException  # type: ignore[import-untyped]
+    from checkdmarc.utils import DNSException
 
     try:
         found: dict[str, Any] = parse(*given, **more)
@@ -153,7 +153,7 @@ async def _parsed(
 
 
 def _parse_anew(parse: Parse, record: str, bridge: Any) -> dict[str, Any]:
-    from checkdmarc.utils import DNS_CACHE  # type: ignore[import-untyped]
+    from checkdmarc.utils import DNS_CACHE
 
     DNS_CACHE.clear()  # of the whole process, whoever was asked: our resolver has a cache of its own
     return parse(record, bridge)
