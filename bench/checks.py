@@ -1,8 +1,9 @@
 """What belongs to the filters: signed messages, their nameserver, and the measurements that are theirs alone."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
 
 import filter_costs
@@ -18,7 +19,7 @@ from stall import Stall
 from works import COSTS, HOSTILE, STALL, Letters
 
 _WARM = 200  # messages in the file
-_COLD = 2500  # so that a domain comes again later than the second that its answers are kept for
+_COLD_RATE = 2000  # messages per second, more than anybody takes, so that no domain comes twice
 _OCTETS = 4096
 
 
@@ -27,7 +28,19 @@ class Material:
     """What is needed to measure filters."""
 
     nameserver: Nameserver
-    files: Mapping[Letters, Path]
+    directory: Path
+    series: Iterator[int] = field(default_factory=count)
+
+    def file(self, kind: Letters, seconds: float) -> Path:
+        """Messages for a run of that length; cold ones are from domains that never come again."""
+        path = self.directory / f"{kind}.letters"
+        if kind == "cold":
+            number = int(_COLD_RATE * max(seconds, 1))
+            return letters.write(path, letters.cold(next(self.series), number, _OCTETS, MAILDIR_DOMAIN))
+        if path.exists():
+            return path
+        number, octets = (_WARM, _OCTETS) if kind == "warm" else (1, stall.OCTETS)
+        return letters.write(path, letters.warm(number, octets, MAILDIR_DOMAIN))
 
 
 @dataclass(slots=True)
@@ -41,9 +54,11 @@ class Checks:
     def measure(self, name: str, directory: Path, material: Material, seconds: float, rounds: int) -> None:
         """One of COSTS, STALL, HOSTILE; NotMeasured, TimeoutError, OSError."""
         if name == COSTS:
-            self.costs = filter_costs.measure(directory, material.nameserver, material.files["warm"], seconds, rounds)
+            self.costs = filter_costs.measure(
+                directory, material.nameserver, material.file("warm", seconds), seconds, rounds
+            )
         elif name == STALL:
-            self.stalls = stall.measure(directory, material.nameserver, material.files["big"], seconds, rounds)
+            self.stalls = stall.measure(directory, material.nameserver, material.file("big", seconds), seconds, rounds)
         elif name == HOSTILE:
             self.hostile = measure_hostile()
 
@@ -58,11 +73,6 @@ class Checks:
 
 @contextmanager
 def material(directory: Path) -> Iterator[Material]:
-    """Sign messages, and start the nameserver that knows their keys; NotMeasured."""
-    files: dict[Letters, Path] = {
-        "warm": letters.write(directory / "warm.letters", letters.warm(_WARM, _OCTETS, MAILDIR_DOMAIN)),
-        "cold": letters.write(directory / "cold.letters", letters.cold(_COLD, _OCTETS, MAILDIR_DOMAIN)),
-        "big": letters.write(directory / "big.letters", letters.warm(4, stall.OCTETS, MAILDIR_DOMAIN)),
-    }
+    """Start the nameserver that knows the keys of the messages; NotMeasured."""
     with nameserver.nameserver(letters.key_record()) as server:
-        yield Material(nameserver=server, files=files)
+        yield Material(nameserver=server, directory=directory)

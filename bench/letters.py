@@ -65,10 +65,10 @@ def warm(count: int, octets: int, recipients: str) -> Iterator[tuple[str, bytes]
         yield f"sender@{domain}", signed(domain, octets, number, recipients)
 
 
-def cold(count: int, octets: int, recipients: str) -> Iterator[tuple[str, bytes]]:
-    """Each message from a domain of its own."""
+def cold(series: int, count: int, octets: int, recipients: str) -> Iterator[tuple[str, bytes]]:
+    """Each message from a domain of its own, which is in no other series."""
     for number in range(count):
-        domain = f"d{number}.{COLD}"
+        domain = f"d{number}.s{series}.{COLD}"
         yield f"sender@{domain}", signed(domain, octets, number, recipients)
 
 

@@ -1,8 +1,8 @@
 """The DNS behind the filters: answers TXT questions by UDP, from a rule instead of a list of names.
 
-Every sender below `.test` has an SPF record that names 127.0.0.1, a DKIM key, and a DMARC record. Names below
-COLD are new to a cache again after a second. As a program: ADDRESS PORT, and the key record on standard input;
-it prints its port. A question for ASKED is answered with the number of questions so far.
+Every sender below `.test` has an SPF record that names 127.0.0.1, a DKIM key, and a DMARC record. As a program:
+ADDRESS, and the key record on standard input; it prints its port. A question for ASKED is
+answered with the number of questions so far.
 """
 
 import secrets
@@ -24,7 +24,7 @@ ASKED = "asked.nameserver.invalid"
 SPF_RECORD = "v=spf1 ip4:127.0.0.0/8 -all"
 DMARC_RECORD = "v=DMARC1; p=reject; adkim=s; aspf=s"
 
-_TTL, _COLD_TTL = 3600, 1
+_TTL = 3600
 _TXT = 16
 _ANSWER, _NO_SUCH_NAME = 0x8580, 0x8583  # RFC 1035 section 4.1.1: QR AA RD RA, and the response code
 _HEADER = struct.Struct("!6H")
@@ -99,7 +99,7 @@ def _name_in(question: bytes) -> tuple[str, int]:
     return ".".join(labels), place + 1
 
 
-def _reply(question: bytes, name: str, end: int, text: str) -> bytes:
+def _reply(question: bytes, end: int, text: str) -> bytes:
     """The answer: the record as one text, or that there is none."""
     (kind,) = struct.unpack_from("!H", question, end)
     answers = int(kind == _TXT and bool(text))
@@ -108,8 +108,7 @@ def _reply(question: bytes, name: str, end: int, text: str) -> bytes:
     if answers:
         parts = (text[start : start + 255].encode() for start in range(0, len(text), 255))
         strings = b"".join(bytes([len(part)]) + part for part in parts)
-        ttl = _COLD_TTL if name.endswith(COLD) else _TTL
-        reply += struct.pack("!3HIH", 0xC00C, _TXT, 1, ttl, len(strings)) + strings  # a pointer to the question's name
+        reply += struct.pack("!3HIH", 0xC00C, _TXT, 1, _TTL, len(strings)) + strings  # a pointer to the question's name
     return reply
 
 
@@ -123,7 +122,7 @@ def main() -> None:
         question, client = server.recvfrom(4096)
         try:
             name, end = _name_in(question)
-            reply = _reply(question, name, end, _text(name, key_record, asked))
+            reply = _reply(question, end, _text(name, key_record, asked))
         except (IndexError, struct.error):
             continue
         server.sendto(reply, client)

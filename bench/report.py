@@ -95,7 +95,8 @@ def stalls(checks: Checks) -> Iterator[tuple[str, ...]]:
     if checks.stalls:
         quietest = checks.stalls[0]
         verdict = "floor" if quietest.longest_ms <= LIMIT_MS else "below floor"
-        title = f"longest wait, ms, while 10 MiB are verified (p99 {quietest.p99_ms:.1f}; {quietest.idle_ms:.1f} when idle)"
+        beside = f"p99 {quietest.p99_ms:.1f}; {quietest.idle_ms:.1f} when idle"
+        title = f"longest wait, ms, while 10 MiB are verified ({beside})"
         yield (title, "", f"{quietest.longest_ms:.1f}", f"{LIMIT_MS:g}", "", verdict, "")
     if checks.hostile:
         dearest = max(checks.hostile.values(), key=lambda found: found.seconds)

@@ -148,13 +148,17 @@ class Bench:
             return work.load
         if self.material is None:
             raise NotMeasured("there are no signed messages")
-        return replace(work.load, letters=str(self.material.files[work.letters]))
+        return replace(work.load, letters=str(self.material.file(work.letters, self.seconds)))
 
     def _measure(self, work: Work, name: str) -> None:
         server = self.servers[name]
         runs: dict[str, Run] = {}
         if work.domain != STORE_DOMAIN:
+            asked = self.material.nameserver.questions() if self.material else 0
             runs[name] = generator.run(self._load(work), server.port, work.domain, self.seconds, server.process)
+            if work.letters and self.material:
+                asked = self.material.nameserver.questions() - asked
+                filtered.check_questions(work.letters, name, asked / runs[name].accepted)
             if name in (POSTFIX, POSTFIX_FILTERS) and work.load.messages:
                 wait_for_deliveries(self.directory)
         elif name == POSTFIX_LMTP:
