@@ -2,6 +2,7 @@ import base64
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from patients import levels, only, patient
 
@@ -14,6 +15,12 @@ def rsa_record(bits: int, tags: str = "v=DKIM1; k=rsa;") -> str:
     key = rsa.generate_private_key(65537, bits).public_key()
     octets = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return f"{tags} p={base64.b64encode(octets).decode()}"
+
+
+def short_record() -> str:
+    key = RSAPublicNumbers(65537, (1 << 767) | 1).public_key()
+    octets = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return f"p={base64.b64encode(octets).decode()}"
 
 
 def ed25519_record() -> str:
@@ -34,6 +41,7 @@ def curve_record() -> str:
         ([rsa_record(2048, "")], "ok", "2048 bits"),
         ([ed25519_record()], "ok", "Ed25519"),
         ([rsa_record(1024)], "warning", "weak"),
+        ([short_record()], "problem", "768 bits; receivers ignore it"),
         ([rsa_record(2048, "v=DKIM1; t=s:y;")], "warning", "t=y"),
         (["v=DKIM1; p="], "problem", "no key"),
         (["v=DKIM1; k=rsa"], "problem", "no key"),

@@ -21,6 +21,7 @@ async def test_a_name_that_leads_to_its_address_and_back_is_good() -> None:
         ({}, "warning", "has no name (PTR)"),
         ({PTR: {"PTR": "tempfail: timeout"}}, "warning", "(timeout)"),
         ({PTR: {"PTR": ["other.example"]}}, "warning", "does not lead back"),
+        ({PTR: {"PTR": ["other.example"]}, "other.example": {"A": ["192.0.2.9"]}}, "warning", "does not lead back"),
         ({PTR: {"PTR": ["other.example"]}, "other.example": {"A": ["192.0.2.1"]}}, "info", "not mx.example.com"),
     ],
 )

@@ -29,6 +29,8 @@ def loop_of_includes(count: int) -> Tables:
         ({DOMAIN: {"TXT": "tempfail: timeout"}}, "warning", "(timeout)"),
         ({DOMAIN: {"TXT": ["v=spf1 include:far.example -all"]}, "far.example": {"TXT": "tempfail: timeout"}},
          "warning", "nobody answers about far.example TXT"),
+        ({DOMAIN: {"TXT": ["v=spf1 a:far.example -all"]}, "far.example": {"A": "tempfail: timeout"}},
+         "warning", "nobody answers about far.example A"),
         ({DOMAIN: {"TXT": [b"v=spf1 \xff\x00 -all"]}}, "problem", "It is wrong"),
     ],
 )  # fmt: skip
@@ -36,6 +38,14 @@ async def test_an_spf_record_is_judged(zone: Tables, level: str, said: str) -> N
     findings = await check_spf(patient(zone), DOMAIN)
     assert set(levels(findings)) == {level}
     assert said in findings[0].meaning
+
+
+async def test_a_later_look_sees_what_the_dns_says_then() -> None:
+    zone = {DOMAIN: {"TXT": ["v=spf1 include:other.example -all"]}}
+    findings = await check_spf(patient({**zone, "other.example": {"TXT": ["v=spf1 ip4:192.0.2.1 -all"]}}), DOMAIN)
+    assert levels(findings) == ["ok"]
+    findings = await check_spf(patient({**zone, "other.example": {"TXT": ["v=spf1 ip4:nonsense -all"]}}), DOMAIN)
+    assert levels(findings) == ["problem"]
 
 
 DMARC = f"_dmarc.{DOMAIN}"
