@@ -92,7 +92,7 @@ class ArcSeal(Filter):
         if arc is None or arc.status not in ("none", "pass"):
             self._seals["broken_chain"].inc()
             return PASS
-        results = results_field(self.services.hostname, mail).decode("utf-8", "replace")
+        results = results_field(self.services.authserv_id or self.services.hostname, mail).decode("utf-8", "replace")
         value = results.partition(":")[2].strip()
         try:
             async with self._turn:

@@ -81,6 +81,7 @@ class Generation:
             store=store,
             resolver=resolver,
             lookups_per_message=config.dns.lookups_per_message,
+            authserv_id=config.authserv_id,
             local_domains=tuple(config.domains),
         )
         self.agents = _agents(config, services, own.agents)

@@ -30,6 +30,8 @@ class Services:
     """Answers questions about a connection. About a message, ask `lookups`."""
     lookups_per_message: int = 0
     """See `[smtpd.dns]`."""
+    authserv_id: str = ""
+    """Who we are in Authentication-Results; empty: `hostname`."""
     local_domains: tuple[str, ...] = ()
     """Keys of `[smtpd.domains]`, domains as A-labels: "example.com", "*.example.com" or "*"."""
     now: Callable[[], float] = time.time
