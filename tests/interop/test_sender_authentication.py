@@ -46,7 +46,7 @@ _spf.host.test. 60 IN TXT "v=spf1 ip4:192.0.2.0/28 ?all"
 _dmarc.host.test. 60 IN TXT "v=DMARC1; p=reject"
 wary.test. 60 IN TXT "v=spf1 -all"
 _dmarc.wary.test. 60 IN TXT "v=DMARC1; p=quarantine"
-revoked._domainkey.lenient.test. 60 IN TXT "v=DKIM1; p="
+revoked._domainkey.edwards.test. 60 IN TXT "v=DKIM1; p="
 """
 PROXY = """\
 defaults
@@ -238,6 +238,10 @@ CASES = (
     Case(
         "unsigned, from where it may come",
         lambda _: letter("host.test", "unsigned"), "host.test", "none pass pass none",
+    ),
+    Case(
+        "unsigned, from a subdomain",
+        lambda _: letter("news.host.test", "subdomain"), "host.test", "none pass pass none",
     ),
     Case(
         "changed after signing",
