@@ -3,7 +3,7 @@ import asyncio
 from patients import levels, patient
 
 from smtpd.dns import Answer, Type
-from smtpd.doctor import CHECKS, DOMAIN_CHECKS, Finding, examine, worst
+from smtpd.doctor import Finding, examine, worst
 from smtpd.doctor.examination import Examination, run
 from smtpd.zone import Zone
 
@@ -46,14 +46,13 @@ async def test_when_the_dns_is_down_that_is_the_one_problem() -> None:
     assert [finding.subject for finding in findings if finding.level == "problem"] == ["nameservers"]
     assert not [finding for finding in findings if "broke" in finding.meaning]
     unknown = {finding.subject.split()[0] for finding in findings if finding.meaning.endswith("(timeout).")}
-    assert unknown == {"hostname", *(name for name, _ in DOMAIN_CHECKS)}
+    assert unknown == {"hostname", "MX", "SPF", "DKIM", "DMARC", "MTA-STS", "TLSRPT"}
 
 
 async def test_every_check_has_something_to_say_in_the_order_of_the_table() -> None:
     findings = await examine(patient())
     subjects = [finding.subject.split()[0] for finding in findings]
     assert list(dict.fromkeys(subjects)) == ["nameservers", "blocklists", "clock", "hostname", "certificate", "agent"]
-    assert len(CHECKS) == 6
 
 
 def test_what_strangers_wrote_is_made_harmless_and_short() -> None:
