@@ -81,6 +81,7 @@ postlog unix-dgram n - n - 1 postlogd
 class Addition:
     """What a Postfix that checks more has besides: lines of main.cf and master.cf, and what starts it."""
 
+    name: str = "postfix"
     main: str = ""
     master: str = ""
     launcher: tuple[str, ...] = ()
@@ -94,7 +95,7 @@ def postfix(directory: Path, transport: str = "virtual", addition: Addition = Ad
     """
     if os.getuid() != 0 or not (DAEMONS / "master").exists():
         raise NotMeasured("Postfix is not installed" if os.getuid() == 0 else "Postfix needs root")
-    top = own_directory(directory, "postfix")
+    top = own_directory(directory, addition.name)
     port = machine.free_port()
     configure(top, port, directory, transport, addition)
     command = [*addition.launcher, str(DAEMONS / "master"), "-c", str(top / "conf"), "-s"]

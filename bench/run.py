@@ -141,7 +141,7 @@ class Bench:
         if name.startswith(POSTFIX):
             wait_for_deliveries(self.directory)
         if name in (OURS_FILTERED, POSTFIX_FILTERS):
-            filtered.check_work(self.directory)
+            filtered.check_work(self.directory, name)
 
     def _load(self, work: Work) -> Load:
         if work.letters is None:
