@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import time
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from typing import Any
@@ -20,10 +19,9 @@ from smtpd.limits import ConnectionLimits, ContentBudget
 from smtpd.log import Log
 from smtpd.metrics import Metrics, Slots
 from smtpd.sockets import BACKLOG, Inherited, bind, describe
-from smtpd.store import MemoryStore, Store, open_store
+from smtpd.store import Store, open_store
 from smtpd.tls import Certificates, Contexts, TlsError, combinations
 from smtpd.wire import Connection, Gate
-from smtpd.zone import Zone
 
 START_SECONDS = 60.0  # for everything in a configuration that is reloaded: the next reload waits for it
 _GOODBYE = 1.0  # seconds
@@ -66,12 +64,13 @@ class Server:
         self._limits = ConnectionLimits(config.limits.connections, config.limits.connections_per_ip)
         self._budget = ContentBudget(config.limits.memory_for_content)
         self._slots = Slots(config.metrics.ip_slots)
-        self._store: Store = MemoryStore(time.monotonic)
+        # Made here to have their libraries imported: who gives up root may not be able to read them any more.
+        self._store: Store = open_store(config.state.url)
         self._journal = Journal(self._store, log=self.log)
         self._contexts = contexts
         self._listens = True
         self._own_resolver = resolver
-        self._resolver: Resolver = resolver or Zone()
+        self._resolver: Resolver = resolver or make_resolver(config.dns, self.metrics, self.log)
         self._certificates: Certificates | None = None
         self._generation: Generation | None = None
         self._gates: dict[str, Gate] = {}

@@ -1,12 +1,14 @@
 """The real ports with the config.toml of the repository, started as root; only names and places are overridden."""
 
+import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from dns_server import Nameserver, running_nameserver
 
 from tests.conftest import PATIENCE, TOP, Certificates, Server
 from tests.interop.conftest import LETTER, Peer, Ran, Serve, metrics, need_ports, read, run
@@ -18,7 +20,13 @@ BY_LOGIN = ("--auth", "PLAIN", "--auth-user", Server.login, "--auth-password", S
 
 
 @pytest.fixture
-def overrides(directory: Path, certificates: Certificates) -> dict[str, str]:
+def nameserver() -> Iterator[Nameserver]:
+    with running_nameserver() as server:  # it knows no name at all
+        yield server
+
+
+@pytest.fixture
+def overrides(directory: Path, certificates: Certificates, nameserver: Nameserver) -> dict[str, str]:
     """What is different here from the machine that config.toml describes: certificates, users, mailboxes, addresses."""
     if os.geteuid() != 0:
         pytest.skip("only root can become somebody else")
@@ -28,6 +36,8 @@ def overrides(directory: Path, certificates: Certificates) -> dict[str, str]:
         "AUTH__USERS__PATH": str(directory / "logins"),
         "AGENTS__MAILSTORE__PATH": str(directory / "mail"),
         "METRICS__ADDRESS": "127.0.0.1:0",
+        "STATE__URL": f"sqlite:{directory / 'state.db'}",
+        "DNS__NAMESERVERS": json.dumps([nameserver.address]),
         "USER": USER,
         **{f"LISTENERS__{name.upper()}__ADDRESS": f"127.0.0.1:{port}" for name, port in PORTS.items()},
     }
