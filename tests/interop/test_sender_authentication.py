@@ -61,8 +61,10 @@ frontend smtp
 backend smtp
   server mx 127.0.0.1:{server} send-proxy-v2
 """
-UNSIGNED: Kind = "patient"
-"""Mail to such users is not signed by OpenDKIM on its way: it has been signed before, or is to stay unsigned."""
+UNSIGNED: Kind = "user"
+"""Mail to such users is not signed by OpenDKIM on its way: it has been signed before, or is to stay unsigned.
+
+The others have small mailboxes, in which a letter that was signed once fits."""
 Opinion = dict[str, str]
 """The result of each method."""
 
@@ -96,9 +98,9 @@ class Chain:
 
     def send(self, mail: bytes, sender: str, *, signs: bool = False) -> str:
         """Have Postfix send a message to somebody whose mailbox is empty; that user. OpenDKIM may sign it first."""
-        user = self.store.user("user" if signs else UNSIGNED)
-        self.postfix.send(f"{user}@{DOMAIN}", letter=mail, sender=sender)
-        self.postfix.wait_until_empty()
+        user = self.store.user("patient" if signs else UNSIGNED)
+        self.postfix.send(address := f"{user}@{DOMAIN}", letter=mail, sender=sender)
+        self.server.wait_for("message", recipients=[address])
         return user
 
     def deliver(self, mail: bytes, sender: str, *, folder: str = "INBOX", signs: bool = False) -> bytes:
@@ -146,6 +148,7 @@ def chain(peer: Peer, certificates: Certificates) -> Iterator[Chain]:
     """Postfix with two OpenDKIMs, HAProxy, our server and Dovecot; Rspamd stands beside."""
     programs = {name: peer(name) for name in ("opendkim", "opendkim-genkey", "rspamd", "haproxy", "postfix")}
     with ExitStack() as stack:
+        store = stack.enter_context(private_dovecot(peer))
         home = Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))
         home.chmod(0o755)
         stack.callback(shutil.rmtree, home)
@@ -163,7 +166,6 @@ def chain(peer: Peer, certificates: Certificates) -> Iterator[Chain]:
         stack.callback(signing.kill)
         verifying = opendkim.verifier(programs["opendkim"], home / "verifier", nameserver.address, BORDER)
         stack.callback(verifying.kill)
-        store = stack.enter_context(private_dovecot(peer))
         store.start()
         server = stack.enter_context(servers(home, certificates))(tables(nameserver, store))
         text = PROXY.format(port=(port := free_port()), client=CLIENT, server=server.port("smtp"))
@@ -293,8 +295,10 @@ def test_mail_that_fails_is_refused_and_the_sender_reads_why(chain: Chain, make:
     sender = f"{(user := chain.store.user())}@{DOMAIN}"
     mail = make(chain)
     assert chain.store.mails(chain.send(mail, sender)) == []
+    line = chain.server.wait_for("message", sender=sender)
+    assert line["reason"] == "dmarc-reject"
+    chain.server.wait_for("message", sender="", recipients=[sender])
     (bounce,) = chain.store.mails(user)
-    line = chain.server.wait_for("message", sender=sender, reason="dmarc-reject")
     told = " ".join(bounce.decode().split())
     assert " Diagnostic-Code: smtp; 550 5.7.1 Rejected by the DMARC policy of strict.test (p=reject)" in told
     assert f"neither SPF nor DKIM shows that strict.test sent it [dmarc {line['trace']}]" in told
