@@ -74,16 +74,7 @@ class Generation:
         self.config = config
         self._log = log
         self._started: list[tuple[str, Part]] = []
-        services = Services(
-            hostname=config.hostname,
-            log=log,
-            metrics=metrics,
-            store=store,
-            resolver=resolver,
-            lookups_per_message=config.dns.lookups_per_message,
-            authserv_id=config.authserv_id,
-            local_domains=tuple(config.domains),
-        )
+        services = _services(config, log, metrics, store, resolver)
         self.agents = _agents(config, services, own.agents)
         self.filters, rules = _filters(config, services, own.filters)
         self.authenticator = _authenticator(config, services)
@@ -156,6 +147,19 @@ def check(config: Config, own: OwnParts) -> None:
     findings = find_mistakes(config, Draft(config, [], names=names), files=True)
     if problems := [origins.problem(finding) for finding in findings]:
         raise ConfigError(problems)
+
+
+def _services(config: Config, log: Log, metrics: Metrics, store: Store, resolver: Resolver) -> Services:
+    return Services(
+        hostname=config.hostname,
+        log=log,
+        metrics=metrics,
+        store=store,
+        resolver=resolver,
+        lookups_per_message=config.dns.lookups_per_message,
+        authserv_id=config.authserv_id,
+        local_domains=tuple(config.domains),
+    )
 
 
 def _agents(config: Config, services: Services, own: Mapping[str, AgentMaker]) -> dict[str, DeliveryAgent]:
