@@ -29,7 +29,8 @@ Refusals are silenced for who logged in, and for hosts that `trusted_forwarders`
 The limits of RFC 7208 hold: 10 terms that cause lookups, 2 lookups that find nothing, 10 hosts of `mx`, 10 names of
 `ptr`; beyond them the result is permerror. There are some of our own, far above what is in use: 8 KiB for a record and
 16 KiB for all together, 512 characters for a term, 50 macros, and the first 100 addresses of a host. Lookups beyond
-`[smtpd.dns] lookups_per_message` fail for now. Whatever breaks, nobody is refused for it, unless `permerror` says so.
+`[smtpd.dns] lookups_per_message` fail for now; the name in EHLO gets no more than half of them, unless the sender is
+empty. Whatever breaks, nobody is refused for it, unless `permerror` says so.
 
 `smtpd_spf_checks_total` counts results of the sender, `smtpd_spf_helo_checks_total` those of the name.
 """
@@ -46,7 +47,7 @@ from filters.spf_evaluation import Client, evaluate
 from filters.spf_query import LONGEST_CHECK
 from smtpd import replies
 from smtpd.authentication_results import received_spf
-from smtpd.dns import Resolver
+from smtpd.dns import LimitedResolver, Resolver
 from smtpd.findings import SpfCheck, SpfResults
 from smtpd.metrics import Counter
 from smtpd.model import Session, Transaction
@@ -167,7 +168,7 @@ class Spf(Filter):
         client = Client(session.ip, session.helo, self.services.hostname)
         # Started by hand: what is known already is answered without a turn of the loop.
         checking = asyncio.Task(
-            self._one(client, "helo", "postmaster", session.helo, session.helo, lookups),
+            self._one(client, "helo", "postmaster", session.helo, session.helo, self._lookups_of_helo(mail)),
             loop=asyncio.get_running_loop(), eager_start=True,
         )  # fmt: skip
         try:
@@ -179,6 +180,13 @@ class Spf(Filter):
             return SpfResults(mailfrom, await checking)
         finally:
             checking.cancel()  # and if it broke, too, nobody has to hear of it twice
+
+    def _lookups_of_helo(self, mail: Transaction) -> Resolver:
+        """At most half of the limit: a name that the client chose must not cost the sender its result."""
+        lookups, limit = self.services.lookups(mail), self.services.lookups_per_message
+        if mail.sender.is_null or not limit:
+            return lookups
+        return LimitedResolver(lookups, (limit + 1) // 2, self.services.metrics)
 
     async def _one(
         self,

@@ -71,8 +71,8 @@ class DnsOptions(Options):
     """"aiodns" is the fast one; "dnspython" knows TTLs of all types, DNSSEC's flag and nameservers with different
     ports; "auto" takes aiodns where it can."""
     lookups_per_message: Annotated[int, Field(ge=0)] = 100
-    """Lookups of all filters together for one message, those answered from the cache not counted; further ones
-    fail for now. 0: no limit."""
+    """Lookups of all filters together for one message; further ones fail for now. Not counted are those answered from
+    the cache, keys of DKIM and policies of DMARC, which have limits of their own. 0: no limit."""
 
     @model_validator(mode="after")
     def _ports_fit_the_backend(self) -> Self:

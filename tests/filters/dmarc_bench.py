@@ -77,7 +77,7 @@ class Bench:
 
     async def send(self, content: str | bytes = FORGED, **parts: Any) -> str:
         """The answer to the content."""
-        talk: Talk = await self.server.connect(**{key: parts.pop(key) for key in ("login",) if key in parts})
+        talk: Talk = await self.server.connect(**{key: parts.pop(key) for key in ("login", "helo") if key in parts})
         return (await talk.send(content, **parts))[-1]
 
     def count(self, result: str) -> float:

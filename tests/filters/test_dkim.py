@@ -232,16 +232,15 @@ async def test_signatures_with_one_key_cost_one_lookup() -> None:
     assert zone.asked == [JOE.name]
 
 
-async def test_limit_of_lookups_per_message_is_a_temperror() -> None:
+async def test_keys_are_found_however_many_lookups_others_have_used_up() -> None:
     zone = Counting({**JOE.zone, **EVE.zone, **ED25519.zone})
     server = MemoryServer(
-        filters={"dkim": Dkim, "witness": Witness}, resolver=zone, tables={"dns": {"lookups_per_message": 2}}
+        filters={"dkim": Dkim, "witness": Witness}, resolver=zone, tables={"dns": {"lookups_per_message": 1}}
     )
     Witness.seen.clear()
     async with server:
         await (await server.connect()).send(JOE.field() + EVE.field() + ED25519.sign())
-    assert sorted(one.result for one in Witness.seen[0].signatures) == ["pass", "pass", "temperror"]
-    assert len(zone.asked) == 2
+    assert [one.result for one in Witness.seen[0].signatures] == ["pass"] * 3
 
 
 async def test_header_section_over_the_limits_is_not_looked_at() -> None:

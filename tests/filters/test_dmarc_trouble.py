@@ -4,7 +4,9 @@ import asyncio
 from typing import Any
 
 import pytest
+from signer import Signer
 
+from filters.dkim import Dkim
 from filters.dmarc_outcome import Sampler
 from filters.spf import Spf
 from smtpd.content import Content
@@ -15,7 +17,7 @@ from smtpd.limits import ContentBudget
 from smtpd.model import Message, Transaction
 from smtpd.policy import Filter, Verdict
 from smtpd.zone import Zone
-from tests.filters.dmarc_bench import BANK, REFUSED, UNSIGNED, Bench, dkim, given, spf
+from tests.filters.dmarc_bench import BANK, FORGED, REFUSED, UNSIGNED, Bench, dkim, given, spf
 from tests.filters.dmarc_case import DOWN, zone_of
 
 LATER = "451 4.7.1 DMARC of bank.example cannot be decided now, please try again later [dmarc "
@@ -132,6 +134,28 @@ async def test_a_costly_spf_record_of_the_sender_does_not_hide_somebody_elses_po
     tables = {"dns": {"lookups_per_message": 1}}
     async with Bench(filters=filters, resolver=zone, tables=tables) as bench:
         assert (await bench.send(sender="eve@evil.example")).startswith(REFUSED)
+
+
+async def test_a_costly_spf_record_of_the_sender_does_not_make_a_forged_signature_a_doubt() -> None:
+    zone = zone_of(BANK, cached=False)
+    zone.put("evil.example", TXT=["v=spf1 mx:a.evil.example mx:b.evil.example ?all"])
+    tables = {"dns": {"lookups_per_message": 1}}
+    async with Bench(filters={"spf": Spf, "dkim": Dkim}, resolver=zone, tables=tables) as bench:
+        forged = Signer("bank.example").sign(FORGED.replace("\n", "\r\n").encode())
+        assert (await bench.send(forged, sender="eve@evil.example")).startswith(REFUSED)
+
+
+async def test_a_costly_spf_record_of_a_helo_name_leaves_lookups_for_the_sender() -> None:
+    zone = zone_of(BANK, cached=False)
+    zone.put("evil.example", TXT=["v=spf1 a:a.evil.example a:b.evil.example mx:c.evil.example mx:d.evil.example ?all"])
+    zone.put("bank.example", TXT=["v=spf1 include:spf.bank.example -all"])
+    zone.put("spf.bank.example", TXT=["v=spf1 ip4:203.0.113.1 -all"])
+    for host in "ab":
+        zone.put(f"{host}.evil.example", A=["203.0.113.9"])
+    filters = {"spf": Spf, "facts": given(UNSIGNED)}
+    async with Bench(filters=filters, resolver=zone, tables={"dns": {"lookups_per_message": 4}}) as bench:
+        answer = await bench.send(sender="boss@bank.example", helo="evil.example")
+        assert answer.startswith(REFUSED)
 
 
 @pytest.mark.parametrize(
