@@ -23,6 +23,8 @@ Override = Literal[
     "trusted_forwarder", "mailing_list", "local_policy", "policy_test_mode", "sampled_out", "forwarded", "other"
 ]  # fmt: skip
 
+_ORDER = ("iprev", "spf", "dkim", "arc", "dmarc")  # of methods in our field; others stand behind them
+
 
 @runtime_checkable
 class Evidence(Protocol):
@@ -209,4 +211,6 @@ def results_field(authserv_id: str, mail: Transaction) -> bytes:
     """Our Authentication-Results field for a message: everything that filters found out about its sender."""
     facts = (*mail.session.facts, *mail.facts)
     found = [one for fact in facts if isinstance(fact, Evidence) for one in fact.results()]
+    # Not in the order of what DNS answered first, so that a recorded run repeats to the letter.
+    found.sort(key=lambda one: _ORDER.index(one.method) if one.method in _ORDER else len(_ORDER))
     return authentication_results(authserv_id, found, utf8=mail.smtputf8)
