@@ -76,7 +76,7 @@ class Handover:
     """One message on its way to the agents."""
 
     __slots__ = (
-        "_begins_with_blank", "_conversation", "_has_id", "_in_flight", "_is_keyed", "_is_noted", "_key", "_message",
+        "_begins_with_blank", "_conversation", "_has_id", "_in_flight", "_is_awaited", "_is_keyed", "_is_noted", "_key", "_message",
         "_under_way",
     )  # fmt: skip
 
@@ -87,6 +87,7 @@ class Handover:
         self._key: str | None = None
         self._is_keyed = False
         self._is_noted = False
+        self._is_awaited = False
         self._has_id = False
         self._begins_with_blank = False
         self._under_way: ExitStack | None = None
@@ -251,6 +252,7 @@ class Handover:
             record = self._record(answers, told=None if individually else reply, heard=heard)
             await conversation.channel.run(record, finish=True)
             if not heard:
+                self._is_awaited = self._journal.is_awaited(self._find_key(), answers)
                 self._release()  # all that others need to know is written
         return Outcome(reply, answers)
 
@@ -298,8 +300,8 @@ class Handover:
 
     def read(self, taken: Answers) -> None:
         """The client knows who has the message."""
-        if not self._conversation.service.is_cautious:
-            self.done()
+        if not self._conversation.service.is_cautious or self._is_awaited:
+            self.done()  # whoever waited for this attempt has to find what came of it
             return
         self.shrink()
         self.mark()

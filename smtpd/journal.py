@@ -224,6 +224,10 @@ class Journal:
         future.add_done_callback(attempt.waiting.discard)
         return future
 
+    def is_awaited(self, key: str | None, recipients: Iterable[Recipient]) -> bool:
+        """Whether others wait for the attempt that is under way."""
+        return bool((attempt := self._attempt(key, recipients)) and attempt.waiting)
+
     @contextmanager
     def hand_over(self, key: str | None, recipients: Iterable[Recipient]) -> Iterator[None]:
         """Mark the message as under way to these recipients, from before `settled` until after `record`.

@@ -184,6 +184,30 @@ async def test_attempts_that_wait_for_one_that_failed_go_on_one_after_another() 
         assert store.copies == {ANN: 1}
 
 
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_attempt_that_waited_hears_of_the_first_though_its_client_goes_on_at_once(
+    kind: str, tmp_path: Path
+) -> None:
+    url = "memory:" if kind == "memory" else f"sqlite:{tmp_path / 'state.db'}"
+    store = Mailboxes(holds=True)
+    async with Stage(answer=store.answer, tables={**AT_MOST_ONCE, "state": {"url": url}}) as stage:
+        talk = stage.talk()
+
+        async def send_and_go_on() -> bytes:
+            said = await send(talk, letter())
+            await talk.say(b"QUIT\r\n")
+            return said
+
+        first = asyncio.create_task(send_and_go_on())
+        await store.begun.wait()
+        second = asyncio.create_task(send(stage.talk(), letter()))
+        await asyncio.sleep(0)
+        store.go_on.set()
+        assert codes(await first) == ["250"]
+        assert (await second).startswith(EARLIER)
+        assert store.copies == {ANN: 1}
+
+
 async def test_server_that_stops_finishes_what_is_late(tmp_path: Path) -> None:
     tables = {"state": {"url": f"sqlite:{tmp_path / 'state.db'}"}}
     store = Mailboxes(holds=True)
