@@ -76,8 +76,8 @@ class Handover:
     """One message on its way to the agents."""
 
     __slots__ = (
-        "_begins_with_blank", "_conversation", "_has_id", "_in_flight", "_is_awaited", "_is_keyed", "_is_noted", "_key", "_message",
-        "_under_way",
+        "_begins_with_blank", "_conversation", "_has_id", "_in_flight", "_is_awaited", "_is_keyed", "_is_noted",
+        "_key", "_message", "_under_way",
     )  # fmt: skip
 
     def __init__(self, conversation: Answering, in_flight: InFlight, message: Message) -> None:
