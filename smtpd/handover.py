@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Answers = dict[Recipient, Reply]
 
 _NO_OBJECTION = Judgement()
+BIG = 1 << 18  # octets of content; the digest of a megabyte takes 2 ms
 SMALL = 1 << 16  # octets of content that are kept until the client has read our reply; of more, the digest is
 
 
@@ -98,8 +99,8 @@ class Handover:
         everybody = mail.recipients
         try:
             self._look_at_head()
-            if self._conversation.service.policy.message.changes:
-                self._find_key()  # of what was received: what a filter makes of it may be different each time
+            if self._conversation.service.policy.message.changes or not self._journal.idle:
+                await self._look_for_key()  # of what was received: a filter may make something else of it each time
             return await self._judge_and_deliver(everybody)
         except Refused as refused:
             return Outcome(refused.reply)
@@ -343,6 +344,16 @@ class Handover:
         """Nothing of this message is needed any longer, and other attempts need not wait for this one."""
         self._message.content.close()
         self._release()
+
+    async def _look_for_key(self) -> None:
+        """Like `_find_key`, but what is big is read by a thread: others would wait for it."""
+        content = self._message.content
+        if content.size <= BIG or not self._has_id:
+            self._find_key()
+            return
+        sender = self._in_flight.mail.sender.text
+        self._key = await self._conversation.channel.run(asyncio.to_thread(message_key, sender, content))
+        self._is_keyed = True
 
     def _find_key(self) -> str | None:
         if not self._is_keyed and self._has_id:
