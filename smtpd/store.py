@@ -109,7 +109,8 @@ class MemoryStore:
 
     def is_empty(self, space: str) -> bool:
         """See Store."""
-        self._expire()
+        if space in self._sizes:
+            self._expire()
         return space not in self._sizes
 
     def _expire(self) -> None:
