@@ -1,17 +1,16 @@
 """ARC asked of the whole server: what is told and done, whom it believes, and that nothing broken refuses."""
 
-import asyncio
 
 import pytest
 from arc_house import ONE, PASSED, THREE, TWO, Hop, Tags, Witness, chain, found, house, zone
 from dkim_house import JOE, SUBDOMAIN
+from resolvers import Broken, Silent
 from signer import LETTER, Signer
 
 from filters.arc import Arc
 from filters.dkim import Dkim
 from filters.dmarc import Dmarc
 from filters.spf import Spf
-from smtpd.dns import Answer, Type
 from smtpd.memory import MemoryServer
 from smtpd.zone import Zone
 
@@ -79,24 +78,6 @@ async def test_chain_longer_than_the_operator_wants_fails() -> None:
 
 
 # What goes wrong here
-
-
-class Broken(Zone):
-    """Raises where a resolver never would."""
-
-    def peek(self, name: str, kind: Type) -> Answer | None:
-        raise RuntimeError("broken")
-
-
-class Silent(Zone):
-    """Never answers."""
-
-    def peek(self, name: str, kind: Type) -> Answer | None:
-        return None
-
-    async def resolve(self, name: str, kind: Type, timeout: float | None = None) -> Answer:
-        await asyncio.Event().wait()
-        raise AssertionError
 
 
 @pytest.mark.parametrize("mode", ["enforce", "observe"])

@@ -1,11 +1,11 @@
 """DKIM asked of the whole server: messages signed by others, what happens to mail, and what a stranger can cost."""
 
-import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from dkim_house import ED25519, EVE, JOE, SUBDOMAIN, Witness, found, house, only
+from resolvers import Broken, Silent
 from signer import LETTER, Signer
 
 from filters.dkim import Dkim
@@ -124,24 +124,6 @@ async def test_mail_of_users_who_logged_in_is_not_refused() -> None:
 
 
 # What goes wrong here
-
-
-class Broken(Zone):
-    """Raises where a resolver never would."""
-
-    def peek(self, name: str, kind: Type) -> Answer | None:
-        raise RuntimeError("broken")
-
-
-class Silent(Zone):
-    """Never answers."""
-
-    def peek(self, name: str, kind: Type) -> Answer | None:
-        return None
-
-    async def resolve(self, name: str, kind: Type, timeout: float | None = None) -> Answer:
-        await asyncio.Event().wait()
-        raise AssertionError
 
 
 @pytest.mark.parametrize("mode", ["enforce", "observe"])

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from resolvers import Broken, Silent
 from signer import Signer
 
 from filters.dkim import Dkim
@@ -21,23 +22,6 @@ from tests.filters.dmarc_bench import BANK, FORGED, REFUSED, UNSIGNED, Bench, dk
 from tests.filters.dmarc_case import DOWN, zone_of
 
 LATER = "451 4.7.1 DMARC of bank.example cannot be decided now, please try again later [dmarc "
-
-
-class Broken(Zone):
-    """A resolver with a bug."""
-
-    def peek(self, name: str, kind: Type) -> Answer | None:
-        raise RuntimeError("bug")
-
-
-class Silent(Zone):
-    """A resolver that never answers."""
-
-    def peek(self, name: str, kind: Type) -> Answer | None:
-        return None
-
-    async def resolve(self, name: str, kind: Type, timeout: float | None = None) -> Answer:
-        return await asyncio.get_running_loop().create_future()
 
 
 @pytest.mark.parametrize("mode", ["enforce", "observe"])
