@@ -17,7 +17,6 @@ import click
 
 if TYPE_CHECKING:
     from smtpd.config import Config
-    from smtpd.dns import Resolver
     from smtpd.rehearsal import Client, Envelope, Line, Performance
 
 ACCEPTED, REFUSED, WRONG = 0, 1, 2
@@ -149,12 +148,14 @@ async def _play(
     from smtpd.dns import RecordingResolver, make_resolver
     from smtpd.log import Log
     from smtpd.metrics import Metrics
-    from smtpd.rehearsal import rehearse
+    from smtpd.rehearsal import rehearse, resolver_of
     from smtpd.zone import Zone
 
+    zone = Zone.load(zone_file) if zone_file is not None else None
     log = Log(LogOptions(to="stderr", level="error", format="console"))
-    resolver: Resolver = make_resolver(config.dns, Metrics(), log) if zone_file is None else Zone.load(zone_file)
-    recording = RecordingResolver(resolver)
+    recording = RecordingResolver(
+        make_resolver(config.dns, Metrics(), log) if zone is None else resolver_of(zone, config.dns, log)
+    )
     try:
         performance = await rehearse(
             config, client, script, resolver=recording, now=now, listener=listener, ask_agents=ask_agents

@@ -80,12 +80,14 @@ def _played(tests: PolicyFile, config: Path | None, only: str) -> Iterator[tuple
 
 def _play(tests: PolicyFile, number: int, case: Case, file: Path | None) -> Performance:
     """ConfigError names the case."""
-    from smtpd.config import ConfigError
-    from smtpd.rehearsal import Envelope, RehearsalError, ScriptError, rehearse
+    from smtpd.config import ConfigError, LogOptions
+    from smtpd.log import Log
+    from smtpd.rehearsal import Envelope, RehearsalError, ScriptError, rehearse, resolver_of
     from smtpd.rehearsal.cases import client_of
 
     config = _config(tests, number, case, file)
     zone = _zone(tests, number, case)
+    log = Log(LogOptions(to="stderr", level="error", format="console"))
     key = "client"
     try:
         client = client_of(case)
@@ -93,12 +95,15 @@ def _play(tests: PolicyFile, number: int, case: Case, file: Path | None) -> Perf
         content = _content(tests, case)
         key = "rcpt"
         envelope = Envelope(case.mail_from, case.rcpt, content)
-        work = rehearse(config, client, envelope, resolver=zone, now=_clock(case.time), listener=case.listener)
+        resolver = resolver_of(zone, config.dns, log)
+        work = rehearse(config, client, envelope, resolver=resolver, now=_clock(case.time), listener=case.listener)
         return asyncio.run(work)
     except ScriptError as error:
         raise ConfigError([tests.problem(number, key, str(error))]) from None
     except RehearsalError as error:
         raise ConfigError([tests.problem(number, "config", str(error))]) from None
+    finally:
+        log.close()
 
 
 def _config(tests: PolicyFile, number: int, case: Case, file: Path | None) -> Config:

@@ -4,15 +4,16 @@ The conversation, the filters and the rules are the real ones. What is not: noth
 remembered, agents and logins are stood in for, and the DNS may come from a file.
 
 `script.py` is what the client says, `rehearsal.py` plays it, `watching.py` looks over the filters' shoulders and
-`questions.py` over the resolver's, `stand_ins.py` are agents that keep nothing, `telling.py` and `page.py` say what
-happened to machines and to eyes, `cases.py` and `comparison.py` are policy tests.
+`questions.py` over the resolver's, `stand_ins.py` are agents that keep nothing, `nameserver.py` makes a DNS of a zone,
+`telling.py` and `page.py` say what happened to machines and to eyes, `cases.py` and `comparison.py` are policy tests.
 """
 
+from smtpd.rehearsal.nameserver import resolver_of
 from smtpd.rehearsal.rehearsal import Performance, RehearsalError, rehearse
 from smtpd.rehearsal.script import Client, Envelope, Line, ScriptError, read_dialog, read_message
 from smtpd.rehearsal.telling import tell
 
 __all__ = [
     "Client", "Envelope", "Line", "Performance", "RehearsalError", "ScriptError", "read_dialog", "read_message",
-    "rehearse", "tell",
+    "rehearse", "resolver_of", "tell",
 ]  # fmt: skip
