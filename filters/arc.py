@@ -139,7 +139,7 @@ class Arc(Filter):
             return ChainReport("fail", f"ARC-Message-Signature {len(chain)}: {newest.reason}")
         found = [one.message.found for one in chain] + [one.seal for one in chain]
         names = {one.key_name for one in found if isinstance(one, Signature)}
-        keys = await self._keys.find(self.services.lookups(mail), sorted(names))
+        keys = await self._keys.find(self.services.lookups(mail), sorted(names), self.lookup_time)
         verification = ChainVerification(header, content, chain, keys, single=_SINGLE)
         try:
             return await self._compute(verification.run, is_big)

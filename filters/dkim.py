@@ -134,7 +134,7 @@ class Dkim(Filter):
         names = {one.found.key_name for one in candidates if isinstance(one.found, Signature)}
         # Without the limit of the message, as `max_signatures` is one: a sender that uses it up with an SPF record of
         # its own must not turn a signature it forged into one that nobody can judge, and DMARC into a doubt.
-        keys = await self._keys.find(self.services.resolver, sorted(names))
+        keys = await self._keys.find(self.services.resolver, sorted(names), self.lookup_time)
         reports = await self._verify(header, message.content, candidates, keys)
         return self._judge(mail, DkimResults(reports, unchecked=left_out), header)
 

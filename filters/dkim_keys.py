@@ -81,14 +81,19 @@ class Keys:
         self._max_bits = max_bits
         self._kept: dict[bytes, Key] = {}
 
-    async def find(self, resolver: Resolver, names: Collection[str]) -> dict[str, Found]:
-        """The keys of names such as "selector._domainkey.example.org"; each name is looked up once, all at a time."""
+    async def find(
+        self, resolver: Resolver, names: Collection[str], seconds: float | None = None
+    ) -> dict[str, Found]:
+        """The keys of names such as "selector._domainkey.example.org"; each name is looked up once, all at a time.
+
+        What is not known after `seconds` (None: as long as the resolver waits) is a temperror.
+        """
         answers: dict[str, Answer | None] = {name: resolver.peek(name, "TXT") for name in names}
         missing = [name for name, answer in answers.items() if answer is None]
         if len(missing) == 1:
-            answers[missing[0]] = await resolver.resolve(missing[0], "TXT")
+            answers[missing[0]] = await resolver.resolve(missing[0], "TXT", seconds)
         elif missing:
-            found = await asyncio.gather(*(resolver.resolve(name, "TXT") for name in missing))
+            found = await asyncio.gather(*(resolver.resolve(name, "TXT", seconds) for name in missing))
             answers.update(zip(missing, found, strict=True))
         return {name: self._first(answer) for name, answer in answers.items() if answer is not None}
 

@@ -59,7 +59,7 @@ from filters.dmarc_rows import Reason, RowFile, make_row
 from smtpd import metrics, replies
 from smtpd.findings import ArcResult, DkimResults, DmarcResult, SpfResults, TrustedForwarder
 from smtpd.model import Message, Recipient, Transaction
-from smtpd.options import Bytes, FilterOptions, Strings
+from smtpd.options import Bytes, FilterOptions, InputFile, OutputFile, Strings
 from smtpd.patterns import HostPatterns, HostSet
 from smtpd.policy import PASS, Filter, Verdict
 from smtpd.replies import Reply
@@ -72,8 +72,6 @@ CHECKS = metrics.Counter(
     ("result",),
 )
 
-_SHARE = 2 / 3  # of the filter's time that authors have
-
 
 class DmarcOptions(FilterOptions):
     """Options of `dmarc`."""
@@ -82,7 +80,7 @@ class DmarcOptions(FilterOptions):
     """Conditions that silence a refusal; mail of users who logged in is not even looked at."""
     discovery: Literal["tree", "psl"] = "tree"
     """How the organisation of a domain is found: "tree" (RFC 9989) or "psl", the public suffix list (RFC 7489)."""
-    psl_file: str = ""
+    psl_file: InputFile = ""
     """A newer public suffix list than the one inside the library, for `discovery = "psl"`."""
     pct: Literal["ignore", "apply"] = "ignore"
     """What `pct` in a record does: nothing (RFC 9989), or sample messages (RFC 7489)."""
@@ -94,7 +92,7 @@ class DmarcOptions(FilterOptions):
     """Whether a sealer that `arc` trusts may say that mail passed before it was changed on its way."""
     exempt_domains: HostPatterns = ()
     """Authors' domains whose policy is not obeyed, such as "list.example" or "*.example"; mail is labelled only."""
-    report_file: str = ""
+    report_file: OutputFile = ""
     """File that gets one line of JSON for each message whose domain wants aggregate reports; empty: none."""
     report_max_size: Annotated[Bytes, Field(gt=0)] = 100 << 20
     """Size at which the report file is left alone until somebody moves it away."""
@@ -160,7 +158,7 @@ class Dmarc(Filter):
         try:
             # Each author has a time of its own, and all together end before the filter has to: whose DNS is slow on
             # purpose must not stand beside somebody else in From and get round the policy of that one.
-            async with asyncio.timeout(self._limits.timeout * _SHARE or None):
+            async with asyncio.timeout(self.lookup_time):
                 return await assess(domain, discovery, evidence, thorough=bool(self._limits.report_file))
         except TimeoutError:
             return Assessment(domain, "temperror", reason="DNS takes too long")

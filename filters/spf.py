@@ -77,7 +77,8 @@ class SpfOptions(FilterOptions):
     helo_fail: Literal["reject", "defer", "tag", "pass"] = "tag"
     """What a fail of the name in EHLO or HELO does."""
     longest: Annotated[Seconds, Field(gt=0)] = LONGEST_CHECK
-    """Longest time a check may take, seconds; then its result is temperror (RFC 7208 says 20 or more)."""
+    """Longest time a check may take, seconds, and at most two thirds of `timeout`; then its result is temperror
+    (RFC 7208 says 20 or more)."""
     received_spf: bool = False
     """Whether a Received-SPF field is written as well; Authentication-Results says the same (RFC 7208 §9)."""
     unless: Strings = ("authenticated", "trusted-forwarder")
@@ -112,7 +113,7 @@ class Spf(Filter):
 
     def __init__(self, name: str, options: SpfOptions, services: Services) -> None:
         super().__init__(name, options, services)
-        self._longest = options.longest
+        self._longest = min(options.longest, self.lookup_time or options.longest)
         self._writes_field = options.received_spf
         self._of_sender: dict[str, tuple[Action, _Answers]] = {
             "fail": (options.fail, _FAIL),

@@ -166,7 +166,7 @@ class TrustedForwarders(Filter):
         entries = list(zip(facts, options.entries, strict=True))
         self._by_network = [(fact, NetworkSet(one.networks)) for fact, one in entries if one.networks]
         self._by_name = [(fact, HostSet(one.reverse_names)) for fact, one in entries if one.reverse_names]
-        self._lookup_time = options.lookup_time
+        self._longest = min(options.lookup_time, self.lookup_time or options.lookup_time)
         self._connections = services.metrics.counter(CONNECTIONS)
         # Labels of a filter in observe mode have no effect; its facts must have none, either.
         self._acts = options.mode != "observe"
@@ -208,7 +208,7 @@ class TrustedForwarders(Filter):
     async def _find_by_name(self, session: Session) -> TrustedForwarder | None:
         if not self._by_name:
             return None
-        result = await confirm_names(session.ip, self.services.resolver, self._lookup_time)
+        result = await confirm_names(session.ip, self.services.resolver, self._longest)
         session.facts.add(result)
         for fact, names in self._by_name:
             if any(name in names for name in result.names):

@@ -1,8 +1,10 @@
 """Resolvers that do what no resolver should, for tests of filters that ask one."""
 
 import asyncio
+import contextlib
 
 from smtpd.dns import Answer, Type
+from smtpd.dns.answer import tempfail
 from smtpd.zone import Zone
 
 
@@ -22,3 +24,38 @@ class Silent(Zone):
     async def resolve(self, name: str, kind: Type, timeout: float | None = None) -> Answer:
         await asyncio.Event().wait()
         raise AssertionError
+
+
+class Obstinate(Silent):
+    """Goes on waiting when it is told to stop, once."""
+
+    async def resolve(self, name: str, kind: Type, timeout: float | None = None) -> Answer:
+        with contextlib.suppress(asyncio.CancelledError):
+            return await super().resolve(name, kind, timeout)
+        return await super().resolve(name, kind, timeout)
+
+
+class Slow(Silent):
+    """Has no answer when the time is over."""
+
+    async def resolve(self, name: str, kind: Type, timeout: float | None = None) -> Answer:
+        with contextlib.suppress(TimeoutError):
+            return await asyncio.wait_for(super().resolve(name, kind), timeout)
+        return tempfail("timeout")
+
+
+class SlowAbout(Slow):
+    """Has no answer in time about the names below one, and knows all others."""
+
+    slow = "evil.example"
+
+    def peek(self, name: str, kind: Type) -> Answer | None:
+        return None if self._is_slow(name) else Zone.peek(self, name, kind)
+
+    async def resolve(self, name: str, kind: Type, timeout: float | None = None) -> Answer:
+        if self._is_slow(name):
+            return await super().resolve(name, kind, timeout)
+        return await Zone.resolve(self, name, kind, timeout)
+
+    def _is_slow(self, name: str) -> bool:
+        return name == self.slow or name.endswith(f".{self.slow}")

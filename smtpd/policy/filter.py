@@ -36,6 +36,8 @@ class Verdict:
 
 PASS = Verdict()
 
+_LOOKUP_SHARE = 2 / 3
+
 
 class Filter:
     """One check. Override at most three of the hooks; all are no-ops here.
@@ -68,6 +70,15 @@ class Filter:
         self.table = name
         self.options = options
         self.services = services
+
+    @property
+    def lookup_time(self) -> float | None:
+        """Seconds after which it should go on without what it waits for: two thirds of `timeout`. None: no limit.
+
+        A filter that says "not known now" by then leaves facts. One that `timeout` stops leaves none, and whoever
+        makes it wait on purpose must not get round the filters that need them.
+        """
+        return self.options.timeout * _LOOKUP_SHARE or None
 
     def can_refuse(self) -> bool:
         """Whether its options let it refuse at all; one that only marks is not waited for before the data."""

@@ -4,7 +4,7 @@
 import pytest
 from arc_house import ONE, PASSED, THREE, TWO, Hop, Tags, Witness, chain, found, house, zone
 from dkim_house import JOE, SUBDOMAIN
-from resolvers import Broken, Silent
+from resolvers import Broken, Silent, Slow
 from signer import LETTER, Signer
 
 from filters.arc import Arc
@@ -90,6 +90,11 @@ async def test_filter_that_breaks_never_refuses(mode: str, on_error: str, resolv
         server.forget(event)
     is_deferred = on_error == "defer" and mode == "enforce"
     assert heard[:9] == ("451 4.3.0" if is_deferred else "250 2.0.0")
+
+
+async def test_key_that_comes_too_late_for_the_filter_is_a_temporary_error() -> None:
+    result = await found(chain(2), Slow(), fail="reject", timeout="900ms", on_error="defer")
+    assert result.status == "temperror"
 
 
 @pytest.mark.parametrize("mode", ["enforce", "observe"])

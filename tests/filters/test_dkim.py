@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from dkim_house import ED25519, EVE, JOE, SUBDOMAIN, Witness, found, house, only
-from resolvers import Broken, Silent
+from resolvers import Broken, Silent, Slow
 from signer import LETTER, Signer
 
 from filters.dkim import Dkim
@@ -136,6 +136,12 @@ async def test_filter_that_breaks_never_refuses(mode: str, on_error: str, resolv
         server.forget(event)
     is_deferred = on_error == "defer" and mode == "enforce"
     assert heard[:9] == ("451 4.3.0" if is_deferred else "250 2.0.0")
+
+
+async def test_key_that_comes_too_late_for_the_filter_is_a_temporary_error() -> None:
+    async with house({**ALL_REFUSE, "timeout": "900ms", "on_error": "defer"}, resolver=Slow()) as server:
+        assert (await (await server.connect()).send(JOE.sign()))[-1].startswith("451 4.7.5 A DKIM key cannot be looked")
+        assert server.count("smtpd_dkim_checks_total", filter="dkim", result="temperror") == 1
 
 
 @pytest.mark.parametrize("mode", ["enforce", "observe"])

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from resolvers import Broken, Silent
+from resolvers import Broken, Silent, SlowAbout
 from signer import Signer
 
 from filters.dkim import Dkim
@@ -133,6 +133,14 @@ async def test_a_costly_spf_record_of_the_sender_does_not_hide_somebody_elses_po
     tables = {"dns": {"lookups_per_message": 1}}
     async with Bench(filters=filters, resolver=zone, tables=tables) as bench:
         assert (await bench.send(sender="eve@evil.example")).startswith(REFUSED)
+
+
+async def test_a_slow_dns_of_the_sender_does_not_hide_somebody_elses_policy() -> None:
+    zone = SlowAbout({"_dmarc.bank.example": {"TXT": ["v=DMARC1; p=reject"]}})
+    filters = {"spf": (Spf, {"timeout": 0.9}), "dkim": (Dkim, {"timeout": 0.9})}
+    async with Bench(filters=filters, resolver=zone) as bench:
+        signed = Signer("evil.example").sign(FORGED.replace("\n", "\r\n").encode())
+        assert (await bench.send(signed, sender="eve@evil.example")).startswith(REFUSED)
 
 
 async def test_a_costly_spf_record_of_the_sender_does_not_make_a_forged_signature_a_doubt() -> None:

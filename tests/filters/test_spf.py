@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from resolvers import Obstinate, Silent
 
 from filters.spf import Spf
 from smtpd.dns import Answer, Mx, RecordingResolver, Resolver, Type
@@ -274,14 +275,6 @@ class Broken(Zone):
         raise ZeroDivisionError
 
 
-class Silent(Zone):
-    """A resolver that never answers."""
-
-    async def resolve(self, name: str, kind: Type, timeout: float | None = None) -> Answer:
-        await asyncio.Event().wait()
-        raise AssertionError
-
-
 class Down(Zone):
     """A resolver without a nameserver."""
 
@@ -291,7 +284,8 @@ class Down(Zone):
 
 TROUBLE = {
     "crash": (Broken, {}, "filter-failed"),
-    "timeout": (Silent, {"timeout": 0.01}, "filter-timed-out"),
+    "timeout": (Obstinate, {"timeout": 0.01}, "filter-timed-out"),
+    "slower than the filter may be": (Silent, {"timeout": 0.9}, ""),
     "too slow": (Silent, {"longest": 0.01}, ""),
     "dns down": (Down, {}, ""),
 }
@@ -333,6 +327,12 @@ async def test_check_is_given_up_after_the_longest_time() -> None:
     async with house({"longest": "10ms"}, resolver=Silent(cached=False)) as server:
         await answers(server, "pass.example")
         assert results(server).startswith('spf=temperror reason="not done in 0.01 s" ')
+
+
+async def test_check_is_given_up_in_time_to_leave_a_result() -> None:
+    async with house({"longest": "20s", "timeout": "900ms"}, resolver=Silent(cached=False)) as server:
+        await answers(server, "pass.example")
+        assert results(server).startswith('spf=temperror reason="not done in 0.6 s" ')
 
 
 async def test_in_observe_mode_a_refusal_is_only_counted() -> None:
