@@ -1,35 +1,23 @@
 """The programs in docs/aiosmtpd.md, run as they stand there."""
 
-import re
 import smtplib
 from collections.abc import Callable
-from importlib.util import module_from_spec, spec_from_file_location
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from bridge import MAIL, Keeper, running, send
+from pages import Page
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "aiosmtpd.md"
-PROGRAMS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+PAGE = Page("aiosmtpd.md")
 CHANGED_IMPORT, CONFIGURED = range(2)
 
 
 @pytest.fixture
 def program(tmp_path: Path) -> Callable[[int], ModuleType]:
-    """The n-th program of the page as a module, from a file of its own."""
-
-    def load(number: int) -> ModuleType:
-        path = tmp_path / f"program{number}.py"
-        path.write_text(PROGRAMS[number])
-        spec = spec_from_file_location(path.stem, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
+    """The n-th program of the page as a module."""
+    return partial(PAGE.program, directory=tmp_path)
 
 
 def test_first_program_of_the_page_keeps_mail(program: Callable[[int], ModuleType]) -> None:
@@ -55,4 +43,4 @@ def test_second_program_of_the_page_has_policy(program: Callable[[int], ModuleTy
 
 
 def test_every_program_of_the_page_is_run() -> None:
-    assert len(PROGRAMS) == CONFIGURED + 1
+    assert len(PAGE.blocks("python")) == CONFIGURED + 1

@@ -11,6 +11,7 @@ from base64 import b64encode
 from pathlib import Path
 
 import pytest
+from pages import Page
 
 from smtpd import users
 from smtpd.memory import MemoryServer
@@ -30,18 +31,13 @@ tls = "off"
 """
 
 
-def blocks(page: str, language: str) -> list[str]:
-    text = (DOCS / page).read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-
-
 @pytest.fixture
 def desk(tmp_path: Path) -> Path:
     """A plug-in author's directory: the modules, their entry points as installed, and the tests."""
-    tables = [tomllib.loads(block) for block in blocks("plugins.md", "toml")]
+    tables = [tomllib.loads(block) for block in Page("plugins.md").blocks("toml")]
     points = [table["project"]["entry-points"] for table in tables if "project" in table]
     modules = [point.partition(":")[0] for found in points for group in found.values() for point in group.values()]
-    programs = blocks("plugins.md", "python")
+    programs = Page("plugins.md").blocks("python")
     for name, program in zip([*modules, *(f"test_{name}" for name in modules)], programs, strict=True):
         (tmp_path / f"{name}.py").write_text(program)
     installed = tmp_path / "examples-1.0.dist-info"
@@ -72,7 +68,7 @@ def test_tests_of_the_plug_in_page_pass(desk: Path) -> None:
 
 
 def test_tables_of_the_plug_in_page_switch_the_plug_ins_on(desk: Path) -> None:
-    tables = [block for block in blocks("plugins.md", "toml") if "[smtpd." in block and "[project" not in block]
+    tables = [block for block in Page("plugins.md").blocks("toml") if "[smtpd." in block and "[project" not in block]
     config = desk / "config.toml"
     config.write_text(CONFIG + "\n".join(tables))
     done = run(desk, "smtpd", "check", "--config", str(config))
@@ -138,13 +134,13 @@ def test_every_event_of_the_log_is_described_and_no_other() -> None:
 
 def test_metrics_in_alerts_exist() -> None:
     known = (DOCS / "metrics.md").read_text(encoding="utf-8")
-    used = re.findall(r"smtpd_[a-z_]+", "".join(blocks("operating.md", "yaml")))
+    used = re.findall(r"smtpd_[a-z_]+", "".join(Page("operating.md").blocks("yaml")))
     assert used
     assert [name for name in used if f"`{name.removesuffix('_count')}`" not in known] == []
 
 
 async def test_pattern_for_fail2ban_finds_failed_logins_and_nothing_a_client_says(tmp_path: Path) -> None:
-    found = re.search(r"^failregex = (.*)$", "".join(blocks("operating.md", "ini")), re.MULTILINE)
+    found = re.search(r"^failregex = (.*)$", "".join(Page("operating.md").blocks("ini")), re.MULTILINE)
     assert found is not None
     pattern = re.compile(found[1].replace("<ADDR>", r"(?P<ip>[0-9a-f.:]+)"))
     users.add(tmp_path / "users", "alice", "right", users.Cost(passes=1, memory=8192))

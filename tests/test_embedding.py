@@ -11,19 +11,19 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Coroutine
-from importlib.util import module_from_spec, spec_from_file_location
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import uvloop
+from pages import Page
 
 from smtpd import Config, ConfigError, DeliveryAgent, Log, Message, Reply, Server, Transaction
 from smtpd.replies import ACCEPTED
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "embedding.md"
-PROGRAMS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+PAGE = Page("embedding.md")
 INBOX, RUN, SMALL, LOGGING, METRICS = range(5)
 MAIL = "From: <bob@sender.test>\r\nSubject: Hello\r\n\r\nHello.\r\n"
 PATIENCE = 30.0  # seconds
@@ -33,19 +33,8 @@ Main = Callable[[], Coroutine[Any, Any, None]]
 
 @pytest.fixture
 def program(tmp_path: Path) -> Callable[[int], ModuleType]:
-    """The n-th program of the page as a module, from a file of its own."""
-
-    def load(number: int) -> ModuleType:
-        path = tmp_path / f"program{number}.py"
-        path.write_text(PROGRAMS[number])
-        spec = spec_from_file_location(path.stem, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
+    """The n-th program of the page as a module."""
+    return partial(PAGE.program, directory=tmp_path)
 
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
@@ -346,4 +335,4 @@ def test_mail_to_an_agent_that_nobody_brings_is_a_mistake(run: Callable[[Main], 
 
 
 def test_every_program_of_the_page_is_run() -> None:
-    assert len(PROGRAMS) == METRICS + 1
+    assert len(PAGE.blocks("python")) == METRICS + 1
