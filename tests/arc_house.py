@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import ClassVar
 
 import dkim
+import witness
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -24,8 +25,7 @@ from filters.arc import Arc
 from smtpd.dns import Resolver
 from smtpd.findings import ArcResult
 from smtpd.memory import MemoryServer
-from smtpd.model import Message, Transaction
-from smtpd.policy import PASS, Filter, Verdict
+from smtpd.policy import Filter
 from smtpd.zone import Zone
 
 PASSED = "dmarc=pass header.from=a.test"
@@ -143,18 +143,9 @@ def zone(**records: object) -> Zone:
     return found
 
 
-class Witness(Filter):
-    """Keeps what the filter found."""
-
-    name = "witness"
+class Witness(witness.Witness):
     needs = (ArcResult,)
     seen: ClassVar[list[ArcResult]] = []
-
-    async def on_message(self, mail: Transaction, message: Message) -> Verdict:
-        found = mail.facts.get(ArcResult)
-        assert found is not None
-        self.seen.append(found)
-        return PASS
 
 
 def house(

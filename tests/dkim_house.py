@@ -3,14 +3,13 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
+import witness
 from signer import Signer
 
 from filters.dkim import Dkim
 from smtpd.dns import Resolver
 from smtpd.findings import DkimResults, DkimSignature
 from smtpd.memory import MemoryServer
-from smtpd.model import Message, Transaction
-from smtpd.policy import PASS, Filter, Verdict
 from smtpd.zone import Zone
 
 JOE = Signer()
@@ -20,18 +19,9 @@ SMALL = Signer(selector="small", bits=1024)
 EVE = Signer("eve.test", "e")
 
 
-class Witness(Filter):
-    """Keeps what the filter found."""
-
-    name = "witness"
+class Witness(witness.Witness):
     needs = (DkimResults,)
     seen: ClassVar[list[DkimResults]] = []
-
-    async def on_message(self, mail: Transaction, message: Message) -> Verdict:
-        found = mail.facts.get(DkimResults)
-        assert found is not None
-        self.seen.append(found)
-        return PASS
 
 
 def house(
