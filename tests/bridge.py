@@ -14,7 +14,7 @@ from typing import Any, Self
 import dialogue
 from aiosmtpd.controller import BaseController
 from dialogue import Dialog, Mailboxes
-from stage import Lines
+from log_lines import Lines
 
 from smtpd.aiosmtpd import Controller
 from smtpd.config import from_tables

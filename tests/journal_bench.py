@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import Any
 
-from stage import Lines
+from log_lines import Lines
+from manual_clock import ManualClock
 
 from smtpd import replies
 from smtpd.addresses import parse_address
@@ -32,14 +33,6 @@ AGAIN: Guarantee = "at-least-once"
 
 MIXED = replies.SOME_DEFERRED(reason="later")
 PARTLY = replies.SOME_REFUSED(recipients="x", reason="no")
-
-
-class ManualClock:
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Failing(MemoryStore):

@@ -5,12 +5,13 @@ async with Stage(filters={"slow": Slow}) as server:
     async with Stage(listens=True) ...      # server.port: on a real socket
 """
 
-import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
+
+from log_lines import Lines
 
 from smtpd import replies
 from smtpd.config import Config, LogOptions
@@ -41,21 +42,6 @@ class Kept:
     received: bytes
     """The content without our own fields."""
     spilled: bool
-
-
-class Lines:
-    """A log sink that keeps everything."""
-
-    def __init__(self) -> None:
-        self.entries: list[dict[str, Any]] = []
-
-    def write(self, data: bytes) -> int:
-        self.entries += map(json.loads, data.splitlines())
-        return len(data)
-
-    def reopen(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Stage:

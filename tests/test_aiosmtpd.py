@@ -17,7 +17,7 @@ import pytest
 import uvloop
 from aiosmtpd import controller as theirs
 from bridge import HERE, MAIL, PATIENCE, Keeper, port_of, running, send
-from stage import Lines
+from log_lines import Lines
 
 from smtpd import PASS, Config, ConfigError, DeliveryAgent, Filter, Log, Message, Reply, Transaction, Verdict
 from smtpd.aiosmtpd import Controller, UnixSocketController, UnixSocketUnthreadedController, UnthreadedController

@@ -1,6 +1,5 @@
 import asyncio
 import base64
-import json
 import threading
 from collections.abc import Coroutine
 from contextlib import suppress
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from log_lines import Lines
 
 from smtpd import replies
 from smtpd.auth import (
@@ -28,21 +28,6 @@ from smtpd.log import Log
 from smtpd.metrics import Metrics
 from smtpd.replies import Refused, Reply
 from smtpd.services import Services
-
-
-class Lines:
-    """A log sink that keeps everything."""
-
-    def __init__(self) -> None:
-        self.octets = bytearray()
-
-    def write(self, data: bytes) -> int:
-        self.octets += data
-        return len(data)
-
-    def reopen(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Script:
@@ -97,7 +82,7 @@ ALICE = {"alice@example.com": "correct horse"}
 
 def events(log: Log, lines: Lines) -> list[str]:
     log.flush()
-    return [json.loads(line)["event"] for line in lines.octets.splitlines()]
+    return [line["event"] for line in lines.entries]
 
 
 def authenticator(*providers: CredentialProvider) -> Authenticator:

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 import pycares
 import pytest
 from dns_server import PATIENCE, Nameserver, running_nameserver
+from log_lines import Lines
 
 from smtpd.config import LogOptions
 from smtpd.dns import Answer, CachingResolver, Mx, Type, make_resolver
@@ -35,21 +36,6 @@ dangling.example. 60 IN CNAME nowhere.example.
 1.2.0.192.in-addr.arpa. 60 IN PTR two.example.
 """
 TLSA = "3 1 1 " + "ab" * 32
-
-
-class Lines:
-    def __init__(self) -> None:
-        self.text = ""
-
-    def write(self, data: bytes) -> int:
-        self.text += data.decode()
-        return len(data)
-
-    def reopen(self) -> None:
-        return
-
-    def close(self) -> None:
-        return
 
 
 @pytest.fixture
@@ -292,5 +278,5 @@ async def test_dnspython_steps_in_where_c_ares_cannot_be_set_up(
     chosen = resolver_of(nameserver, backend="aiodns")
     assert [(await chosen.resolve(name, "A")).reason for name in ("a.example", "b.example")] == ["backend", "backend"]
     log.flush()
-    assert lines.text.count('"dns-fallback"') == 1
-    assert lines.text.count('"dns-backend-failed"') == 1
+    assert lines.octets.count(b'"dns-fallback"') == 1
+    assert lines.octets.count(b'"dns-backend-failed"') == 1

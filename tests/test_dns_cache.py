@@ -1,18 +1,10 @@
 from hypothesis import given
 from hypothesis import strategies as some
+from manual_clock import ManualClock
 
 from smtpd.dns import NXDOMAIN, Answer, tempfail
 from smtpd.dns.answer import text_record
 from smtpd.dns.cache import Cache, Key, cost_of
-
-
-class ManualClock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
 
 ONE = Answer("ok", ("192.0.2.1",))
 TWO = Answer("ok", ("192.0.2.2",))

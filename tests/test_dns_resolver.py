@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from dns_server import Nameserver, running_nameserver
+from log_lines import Lines
+from manual_clock import ManualClock
 
 from smtpd.config import LogOptions
 from smtpd.dns import INVALID, Answer, CachingResolver, DnsOptions, LimitedResolver, RecordingResolver, Type
@@ -15,14 +17,6 @@ from smtpd.metrics import Metrics
 from smtpd.zone import Zone
 
 
-class ManualClock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 class Bench:
     """A resolver with its surroundings."""
 
@@ -30,8 +24,8 @@ class Bench:
         self.nameserver = nameserver
         self.clock = ManualClock()
         self.metrics = Metrics()
-        self.written = b""
-        self.log = Log(LogOptions(), sink=self)
+        self.lines = Lines()
+        self.log = Log(LogOptions(), sink=self.lines)
         self.made: list[CachingResolver] = []
 
     def resolver(self, **options: object) -> CachingResolver:
@@ -44,16 +38,6 @@ class Bench:
 
     def asked(self, name: str) -> int:
         return self.nameserver.asked[name, "A"]
-
-    def write(self, data: bytes) -> int:
-        self.written += data
-        return len(data)
-
-    def reopen(self) -> None:
-        return
-
-    def close(self) -> None:
-        return
 
 
 @pytest.fixture
@@ -281,7 +265,7 @@ async def test_mistake_in_a_backend_is_logged_and_not_an_answer(bench: Bench) ->
     with pytest.raises(ZeroDivisionError):
         await resolver.resolve("a.example", "A")
     await resolver.stop()
-    assert b'"dns-failed"' in bench.written
+    assert b'"dns-failed"' in bench.lines.octets
 
 
 async def test_lookups_over_the_limit_of_a_message_fail_and_what_is_known_is_free(bench: Bench) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from journal_bench import Failing, ManualClock
+from journal_bench import Failing
 from letters import (
     ANN,
     AT_MOST_ONCE,
@@ -26,6 +26,7 @@ from letters import (
     letter,
     send,
 )
+from manual_clock import ManualClock
 from stage import Stage, codes
 
 from smtpd import replies

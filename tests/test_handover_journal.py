@@ -4,8 +4,9 @@ import asyncio
 from typing import Any
 
 import pytest
-from journal_bench import Failing, ManualClock
+from journal_bench import Failing
 from letters import ANN, AT_MOST_ONCE, BOB, EARLIER, LATER, LMTP, TIMED_OUT, Mailboxes, impatient, letter, send
+from manual_clock import ManualClock
 from stage import Stage, codes
 
 from smtpd.journal import Guarantee, Journal

@@ -21,10 +21,10 @@ from journal_bench import (
     TAKEN,
     UNKNOWN,
     Bench,
-    ManualClock,
     recipient,
     session,
 )
+from manual_clock import ManualClock
 
 from smtpd import replies
 from smtpd.delivery import combine

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from journal_bench import Failing, ManualClock
+from journal_bench import Failing
 from letters import ANN, BOB, EARLIER, LATER, LMTP, Mailboxes, chunk, envelope, greeted, letter, send
+from manual_clock import ManualClock
 from stage import Stage, codes
 
 from smtpd.handover import SMALL

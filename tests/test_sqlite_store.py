@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
 import pytest
+from manual_clock import ManualClock
 
 from smtpd import sqlite_store
 from smtpd.sqlite_store import PURGE_SECONDS, PURGE_STEP, SqliteStore
@@ -34,14 +35,6 @@ async def run():
 
 asyncio.run(run())
 """
-
-
-class ManualClock:
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @asynccontextmanager

@@ -7,17 +7,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
+from manual_clock import ManualClock
 
 from smtpd.sqlite_store import SqliteStore
 from smtpd.store import MAX_VALUE, MemoryStore, Store, StoreError, open_store
-
-
-class ManualClock:
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -1,5 +1,4 @@
 import asyncio
-import json
 import os
 import stat
 import threading
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from log_lines import Lines
 
 from smtpd import replies, users
 from smtpd.auth import Authenticator
@@ -24,21 +24,6 @@ from smtpd.users import Cost, RecentLogins, UserFile, UserFileError
 CHEAP = Cost(passes=1, memory=8 << 10)
 OTHER_CHEAP = Cost(passes=2, memory=16 << 10)
 LOGIN, PASSWORD = "alice@example.com", "correct horse"
-
-
-class Lines:
-    """A log sink that keeps everything."""
-
-    def __init__(self) -> None:
-        self.octets = bytearray()
-
-    def write(self, data: bytes) -> int:
-        self.octets += data
-        return len(data)
-
-    def reopen(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Provider:
@@ -63,7 +48,7 @@ class Provider:
 
     def events(self) -> list[str]:
         self.log.flush()
-        return [json.loads(line)["event"] for line in self.lines.octets.splitlines()]
+        return [line["event"] for line in self.lines.entries]
 
 
 @pytest.fixture

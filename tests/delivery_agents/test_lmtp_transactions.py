@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from lmtp_store import CLOSE, HANG, LmtpStore, until
-from stage import Lines
+from log_lines import Lines
 
 from delivery_agents.lmtp import Lmtp, LmtpOptions
 from smtpd import replies

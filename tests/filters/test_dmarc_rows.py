@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from log_lines import Lines
 
 from filters.dmarc_rows import COMPLAIN_SECONDS, LOOK_SECONDS, RowFile
 from smtpd.config import LogOptions
 from smtpd.findings import DkimResults, DkimSignature, SpfCheck, SpfResults, TrustedForwarder
 from smtpd.log import Log
 from tests.filters.dmarc_bench import UNSIGNED, Bench, dkim, spf
-from tests.stage import Lines
 
 WANTED = {"bank.example": "p=reject; np=none; adkim=s; t=n; fo=1; rua=mailto:dmarc@bank.example"}
 

@@ -1,12 +1,12 @@
 """A small world around the runner: real services, a session, and policies made of (filter class, options)."""
 
 import asyncio
-import json
 from collections.abc import Coroutine, Mapping
 from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
+from log_lines import Lines
 
 from smtpd.addresses import parse_address
 from smtpd.config.models import LogOptions
@@ -16,23 +16,6 @@ from smtpd.metrics import Metrics
 from smtpd.model import Message, Recipient, Session, Transaction
 from smtpd.policy import Filter, Policy, Rule
 from smtpd.services import Services
-
-
-class Lines:
-    """A sink that remembers."""
-
-    def __init__(self) -> None:
-        self.data = b""
-
-    def write(self, data: bytes) -> int:
-        self.data += data
-        return len(data)
-
-    def reopen(self) -> None:
-        self.data = b""
-
-    def close(self) -> None:
-        self.data = b""
 
 
 class Plenty:
@@ -83,7 +66,7 @@ class World:
 
     def logged(self) -> list[dict[str, Any]]:
         self.log.flush()
-        return [json.loads(line) for line in self.lines.data.splitlines()]
+        return list(self.lines.entries)
 
     def count(self, name: str, **labels: str) -> float:
         """What a scrape shows; 0 when the series is not there."""
@@ -93,3 +76,11 @@ class World:
 @pytest.fixture
 def world() -> World:
     return World()
+
+
+@pytest.fixture
+def mail(world: World) -> Transaction:
+    """To ann and bob."""
+    mail = world.mail()
+    mail.recipients = [world.recipient("ann@mx.test"), world.recipient("bob@mx.test")]
+    return mail

@@ -19,13 +19,6 @@ def at_message(name: str, *verdicts: Verdict, **members: object) -> type[Filter]
     return type(name, (Filter,), {"name": name, "on_message": on_message, **members})
 
 
-@pytest.fixture
-def mail(world):
-    mail = world.mail()
-    mail.recipients = [world.recipient("ann@mx.test"), world.recipient("bob@mx.test")]
-    return mail
-
-
 async def judged(world, mail, *entries) -> Judgement:
     return await world.policy(*entries).message(mail, world.message())
 

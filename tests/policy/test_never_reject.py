@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import pytest
-
 from smtpd.model import Message, Recipient, Session, Transaction
 from smtpd.policy import NEVER_REJECT, PASS, WOULD_REJECT, Filter, Judgement, Verdict
 from smtpd.replies import Reply
@@ -54,13 +52,6 @@ class RefuseRecipient(Filter):
 
     async def on_rcpt(self, mail: Transaction, recipient: Recipient) -> Verdict:
         return Verdict(NO)
-
-
-@pytest.fixture
-def mail(world):
-    mail = world.mail()
-    mail.recipients = [world.recipient("ann@mx.test"), world.recipient("bob@mx.test")]
-    return mail
 
 
 async def judged(world, mail, *entries) -> Judgement:

@@ -1,6 +1,5 @@
 """A server's certificates and their clients; handshakes are real ones, over memory instead of a network."""
 
-import json
 import re
 import ssl
 from collections.abc import Callable
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import trustme
+from log_lines import Lines
+from manual_clock import ManualClock
 
 from smtpd.config import LogOptions, TlsOptions
 from smtpd.log import Log
@@ -21,38 +22,13 @@ AUTHORITY = trustme.CA()
 OFF = {"session_tickets": False, "client_certificates": "off"}
 
 
-class Lines:
-    """A log sink that keeps everything."""
-
-    def __init__(self) -> None:
-        self.octets = bytearray()
-
-    def write(self, data: bytes) -> int:
-        self.octets += data
-        return len(data)
-
-    def reopen(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class Clock:
-    """A clock that goes when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = datetime.now(UTC).timestamp()
-
-    def __call__(self) -> float:
-        return self.now
-
-
 class Server:
     """Certificates with everything around them, in a directory of their own."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.metrics = Metrics()
-        self.clock = Clock()
+        self.clock = ManualClock(datetime.now(UTC).timestamp())
         self._lines = Lines()
         self._log = Log(LogOptions(), sink=self._lines)
 
@@ -74,8 +50,7 @@ class Server:
 
     def events(self, event: str) -> list[dict[str, object]]:
         self._log.flush()
-        lines = [json.loads(line) for line in self._lines.octets.splitlines()]
-        return [line for line in lines if line["event"] == event]
+        return [line for line in self._lines.entries if line["event"] == event]
 
     def seconds_left(self) -> dict[str, float]:
         text = self.metrics.exposition()[0].decode()
