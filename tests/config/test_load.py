@@ -2,20 +2,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from configuration import FILES_ABSENT
 
 from smtpd.config import ConfigError, from_tables, load
 
-CONFIG = """
-[smtpd]
-hostname = "mx.example.com"
-[smtpd.listeners.smtp]
-address = ":25"
-mode = "smtp"
-[smtpd.tls]
-cert_file = "/nonexistent/crt"
-key_file = "/nonexistent/key"
-[smtpd.metrics]
-token_file = "/nonexistent/token"
+CONFIG = f"""
+{FILES_ABSENT}
 [smtpd.limits]
 connections = 7
 connections_per_ip = 3
