@@ -4,21 +4,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from configuration import FILES_ABSENT
 
 from smtpd.cli import main
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "testing-policy.md"
-CONFIG = """
-[smtpd]
-hostname = "mx.example.org"
-[smtpd.listeners.smtp]
-address = ":25"
-mode = "smtp"
-[smtpd.tls]
-cert_file = "/nonexistent/crt"
-key_file = "/nonexistent/key"
-[smtpd.metrics]
-token_file = "/nonexistent/token"
+CONFIG = f"""
+{FILES_ABSENT}
 [smtpd.domains]
 "example.org" = "store"
 [smtpd.agents.store]
