@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sys
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
 
 NO_PROBLEM, PROBLEMS, WRONG = 0, 1, 2
 
-WIDTH = 100  # columns
 MAX_DOMAINS = 50
 MAX_NAMES = 20  # selectors, and blocklists
 
@@ -50,7 +47,8 @@ def doctor(
     and 2 when the configuration or an option is wrong.
     """
     from smtpd.config import ConfigError, load
-    from smtpd.doctor import worst
+    from smtpd.doctor import own_domains, worst
+    from smtpd.doctor.report import for_eyes, for_machines
 
     selectors = _names(selectors, "--selector", MAX_NAMES)
     blocklists = _names(blocklists, "--blocklist", MAX_NAMES)
@@ -59,15 +57,10 @@ def doctor(
     except ConfigError as error:
         click.echo(str(error), err=True)
         sys.exit(WRONG)
-    chosen = _names(domains or _own_domains(config), "DOMAIN", MAX_DOMAINS)
+    chosen = _names(domains or own_domains(config.domains), "DOMAIN", MAX_DOMAINS)
     findings = asyncio.run(_examine(config, chosen, selectors, blocklists, timeout, with_https=not no_https))
-    click.echo(_for_machines(findings) if as_json else _for_eyes(findings))
+    click.echo(for_machines(findings) if as_json else for_eyes(findings))
     sys.exit(PROBLEMS if worst(findings) == "problem" else NO_PROBLEM)
-
-
-def _own_domains(config: Config) -> tuple[str, ...]:
-    # A pattern has no zone of its own, and names without dots or below "test" are not in the DNS (RFC 6761 §6.2).
-    return tuple(name for name in config.domains if "*" not in name and "." in name and not name.endswith(".test"))
 
 
 def _names(words: tuple[str, ...], where: str, most: int) -> tuple[str, ...]:
@@ -100,49 +93,17 @@ async def _examine(
     *,
     with_https: bool,
 ) -> list[Finding]:
-    from smtpd.config import LogOptions
-    from smtpd.dns import make_resolver
-    from smtpd.doctor import Examination, examine, fetch_policy, system_nameservers
-    from smtpd.log import Log
-    from smtpd.metrics import Metrics
+    from smtpd.doctor import Examination, examine, fetch_policy, quiet_resolver, system_nameservers
 
-    log = Log(LogOptions(to="stderr", level="error", format="console"))
-    resolver = make_resolver(config.dns, Metrics(), log)
-    examination = Examination(
-        config=config,
-        resolver=resolver,
-        nameservers=tuple(address for address, _ in config.dns.servers) or system_nameservers(),
-        domains=domains,
-        selectors=selectors,
-        blocklists=blocklists,
-        fetch=fetch_policy if with_https else None,
-        timeout=timeout,
-    )
-    try:
+    async with quiet_resolver(config) as resolver:
+        examination = Examination(
+            config=config,
+            resolver=resolver,
+            nameservers=tuple(address for address, _ in config.dns.servers) or system_nameservers(),
+            domains=domains,
+            selectors=selectors,
+            blocklists=blocklists,
+            fetch=fetch_policy if with_https else None,
+            timeout=timeout,
+        )
         return await examine(examination)
-    finally:
-        await resolver.stop()
-        log.close()
-
-
-def _for_machines(findings: list[Finding]) -> str:
-    from dataclasses import asdict
-
-    from smtpd.doctor import worst
-
-    return json.dumps({"worst": worst(findings), "findings": [asdict(finding) for finding in findings]}, indent=1)
-
-
-def _for_eyes(findings: list[Finding]) -> str:
-    lines: list[str] = []
-    for finding in findings:
-        lines += _folded(f"{finding.level:<8}", f"{finding.subject}: {finding.meaning}")
-        if finding.advice:
-            lines += _folded(" " * 8 + "-> ", finding.advice)
-    counts = [(level, sum(finding.level == level for finding in findings)) for level in ("problem", "warning")]
-    lines += ["", ", ".join(f"{count} {level}{'' if count == 1 else 's'}" for level, count in counts)]
-    return "\n".join(lines)
-
-
-def _folded(start: str, text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False)

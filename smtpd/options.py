@@ -73,7 +73,12 @@ class ExistingFile:
     """Marks an option that names a file somebody else has to make: `smtpd check` says when it is not there."""
 
 
+class WrittenFile:
+    """Marks an option that names a file we make: `smtpd check` says when there is no directory for it."""
+
+
 InputFile = Annotated[str, ExistingFile()]
+OutputFile = Annotated[str, WrittenFile()]
 StageName = Literal["connect", "helo", "mail", "rcpt", "message"]
 
 

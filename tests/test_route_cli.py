@@ -130,10 +130,19 @@ def test_address_cannot_write_on_the_terminal(tmp_path: Path) -> None:
     assert "\u202e" not in result.output
 
 
-def test_switches_of_the_route_make_no_sense_without_it(tmp_path: Path) -> None:
-    result = check(tmp_path, "--json")
+@pytest.mark.parametrize(
+    ("switches", "said"),
+    [
+        (("--json",), "--json needs --route, --records or --zone"),
+        (("--authenticated", "--records"), "--authenticated needs --route"),
+        (("--route", "ann@example.com", "--records"), "--route goes with neither --records nor --zone"),
+        (("--route", "ann@example.com", "--zone", "zone.toml"), "--route goes with neither --records nor --zone"),
+    ],
+)
+def test_switches_that_do_not_go_together_are_refused(tmp_path: Path, switches: tuple[str, ...], said: str) -> None:
+    result = check(tmp_path, *switches)
     assert result.exit_code == 2
-    assert "need --route" in result.stderr
+    assert said in result.stderr
 
 
 def test_developer_set_up_can_be_asked_too() -> None:

@@ -9,7 +9,7 @@ from smtpd.config.models import Config, LogOptions
 from smtpd.config.problems import Finding, Path
 from smtpd.log import Log
 from smtpd.metrics import Metrics
-from smtpd.options import ExistingFile, Options
+from smtpd.options import ExistingFile, Options, WrittenFile
 from smtpd.tls import Certificates, TlsError, combinations
 
 
@@ -53,9 +53,23 @@ def _files(path: Path, table: object) -> Iterator[Finding]:
         return
     for name, field in type(table).model_fields.items():
         value = getattr(table, name)
-        if any(isinstance(mark, ExistingFile) for mark in field.metadata) and not FilePath(value).is_file():
-            yield Finding((*path, name), f"there is no such file: {value}")
+        is_named = value != "" or field.default != ""  # where "" is the default it means that there is no file
+        for mark in field.metadata if is_named else ():
+            problem = _problem_of_file(mark, value)
+            if problem:
+                yield Finding((*path, name), problem)
         yield from _files((*path, name), value)
+
+
+def _problem_of_file(mark: object, name: str) -> str:
+    file = FilePath(name) if isinstance(mark, ExistingFile | WrittenFile) else None
+    if file is None:
+        return ""
+    if isinstance(mark, ExistingFile):
+        return "" if file.is_file() else f"there is no such file: {name}"
+    if file.is_dir():
+        return f"is a directory: {name}"
+    return "" if file.parent.is_dir() else f"there is no such directory: {file.parent}"
 
 
 def _certificates(config: Config) -> Iterator[Finding]:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 from smtpd.doctor.agents import check_agents
 from smtpd.doctor.blocklists import check_blocklists
 from smtpd.doctor.certificate import check_certificates
 from smtpd.doctor.clock import ClockState, check_clock
 from smtpd.doctor.dkim_key import check_dkim
-from smtpd.doctor.examination import Check, Examination, run
+from smtpd.doctor.examination import Check, DomainCheck, Examination, about, quiet_resolver, run
 from smtpd.doctor.finding import Finding, Level, worst
 from smtpd.doctor.mail_exchanger import check_mx
 from smtpd.doctor.mta_sts import check_mta_sts
 from smtpd.doctor.nameservers import check_nameservers, system_nameservers
+from smtpd.doctor.own_domains import left_out, own_domains
 from smtpd.doctor.own_name import check_own_name
 from smtpd.doctor.policy_file import PolicyError, fetch_policy
+from smtpd.doctor.published import read_records
 from smtpd.doctor.records import check_dmarc, check_spf, check_tlsrpt
 
 __all__ = [
@@ -28,6 +28,10 @@ __all__ = [
     "PolicyError",
     "examine",
     "fetch_policy",
+    "left_out",
+    "own_domains",
+    "quiet_resolver",
+    "read_records",
     "system_nameservers",
     "worst",
 ]
@@ -41,7 +45,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("agents", check_agents),
 )
 """Checks of the machine, in the order in which they are told."""
-DOMAIN_CHECKS: tuple[tuple[str, Callable[[Examination, str], Awaitable[list[Finding]]]], ...] = (
+DOMAIN_CHECKS: tuple[tuple[str, DomainCheck], ...] = (
     ("MX", check_mx),
     ("SPF", check_spf),
     ("DKIM", check_dkim),
@@ -56,12 +60,5 @@ async def examine(examination: Examination) -> list[Finding]:
     """Run all checks at the same time; the findings, in the order of the tables above."""
     checks = list(CHECKS)
     for domain in examination.domains:
-        checks += [(f"{name} of {domain}", _about(domain, check)) for name, check in DOMAIN_CHECKS]
+        checks += [(f"{name} of {domain}", about(domain, check)) for name, check in DOMAIN_CHECKS]
     return await run(examination, checks)
-
-
-def _about(domain: str, check: Callable[[Examination, str], Awaitable[list[Finding]]]) -> Check:
-    async def bound(examination: Examination) -> list[Finding]:
-        return await check(examination, domain)
-
-    return bound

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,33 @@ class Examination:
 
 
 Check = Callable[[Examination], Awaitable[list[Finding]]]
+DomainCheck = Callable[[Examination, str], Awaitable[list[Finding]]]
+
+
+def about(domain: str, check: DomainCheck) -> Check:
+    """The check of this domain."""
+
+    async def bound(examination: Examination) -> list[Finding]:
+        return await check(examination, domain)
+
+    return bound
+
+
+@asynccontextmanager
+async def quiet_resolver(config: Config) -> AsyncIterator[Resolver]:
+    """The resolver the server would have; of its troubles only errors are logged, to standard error."""
+    from smtpd.config import LogOptions
+    from smtpd.dns import make_resolver
+    from smtpd.log import Log
+    from smtpd.metrics import Metrics
+
+    log = Log(LogOptions(to="stderr", level="error", format="console"))
+    resolver = make_resolver(config.dns, Metrics(), log)
+    try:
+        yield resolver
+    finally:
+        await resolver.stop()
+        log.close()
 
 
 async def run(examination: Examination, checks: Sequence[tuple[str, Check]]) -> list[Finding]:
