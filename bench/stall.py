@@ -1,16 +1,20 @@
 """How long others wait while big messages are verified: a session that says NOOP every millisecond.
 
 Only waits count that fall between a final dot and its reply. Messages arrive at a pace that real networks have:
-a sender on the same machine keeps the server busy with reading alone. Whatever else runs on the machine makes
-waits longer, never shorter, and every verification does the same; so the quietest round counts.
+a sender on the same machine keeps the server busy with reading alone. Who asks is a process of its own: beside the
+senders it would wait for their interpreter, too. Whatever else runs on the machine makes waits longer, never shorter,
+and every verification does the same; so the quietest round counts.
 """
 
+import multiprocessing
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import machine
@@ -63,16 +67,20 @@ class _Trial:
         self._port = port
         self._seconds = seconds
         self._begun = self._end = 0.0
-        self._is_over = threading.Event()
         self._questions: list[Interval] = []
         self._verifications: list[Interval] = []
         self._problems: list[BaseException] = []
 
     def run(self) -> Stall:
         """Until the time is over, and each session has sent one message at least; NotMeasured."""
-        questioner = threading.Thread(target=self._noting, args=(self._ask,))
+        processes = multiprocessing.get_context("spawn")
+        is_ready, is_over, (end, other_end) = processes.Event(), processes.Event(), processes.Pipe(duplex=False)
+        questioner = processes.Process(target=_ask, args=(self._port, is_ready, is_over, other_end))
         senders = [threading.Thread(target=self._noting, args=(self._send,)) for _ in range(SESSIONS)]
         questioner.start()
+        other_end.close()
+        if not is_ready.wait(machine.PATIENCE):
+            raise NotMeasured("nobody asks")
         time.sleep(_IDLE)
         self._begun = time.perf_counter()
         self._end = self._begun + self._seconds
@@ -80,7 +88,11 @@ class _Trial:
             thread.start()
         for thread in senders:
             thread.join()
-        self._is_over.set()
+        is_over.set()
+        try:
+            self._questions = end.recv()
+        except EOFError:
+            raise NotMeasured("who asks has ended") from None
         questioner.join()
         if self._problems:
             raise NotMeasured(repr(self._problems[0]))
@@ -107,22 +119,8 @@ class _Trial:
         except (OSError, NotMeasured) as error:
             self._problems.append(error)
 
-    def _connect(self) -> socket.socket:
-        session = socket.create_connection(("127.0.0.1", self._port), timeout=machine.PATIENCE)
-        session.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        _hear(session, b"220")
-        _say(session, b"HELO client.test", b"250")
-        return session
-
-    def _ask(self) -> None:
-        with self._connect() as session:
-            while not self._is_over.wait(_PAUSE):
-                begun = time.perf_counter()
-                _say(session, b"NOOP", b"250")
-                self._questions.append((begun, time.perf_counter()))
-
     def _send(self) -> None:
-        with self._connect() as session:
+        with _connect(self._port) as session:
             is_first = True
             while is_first or time.perf_counter() < self._end:
                 is_first = False
@@ -136,6 +134,27 @@ class _Trial:
                 session.sendall(self._content[-3:])
                 _hear(session, b"250")
                 self._verifications.append((begun, time.perf_counter()))
+
+
+def _ask(port: int, is_ready: Event, is_over: Event, answers: Connection) -> None:
+    """A process: NOOP until it is over, then all intervals."""
+    os.sched_setaffinity(0, {machine.cores()[1]})
+    questions: list[Interval] = []
+    with _connect(port) as session:
+        is_ready.set()
+        while not is_over.wait(_PAUSE):
+            begun = time.perf_counter()
+            _say(session, b"NOOP", b"250")
+            questions.append((begun, time.perf_counter()))
+    answers.send(questions)
+
+
+def _connect(port: int) -> socket.socket:
+    session = socket.create_connection(("127.0.0.1", port), timeout=machine.PATIENCE)
+    session.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    _hear(session, b"220")
+    _say(session, b"HELO client.test", b"250")
+    return session
 
 
 def _say(session: socket.socket, line: bytes, hoped: bytes) -> None:
