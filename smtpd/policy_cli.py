@@ -150,11 +150,10 @@ def _clock(moment: float | None) -> Callable[[], float]:
 
 
 def _print(case: Case, performance: Performance | None, differences: list[Difference]) -> None:
-    from smtpd.rehearsal.page import page, printable
+    from smtpd.rehearsal.page import differences_page, page, printable
 
     click.echo(f"{'FAIL' if differences else 'ok  '}  {printable(case.name)}")
-    for one in differences:
-        click.echo(f"      {printable(one.what):12}  expected  {printable(one.expected)}")
-        click.echo(f"      {'':12}  but was   {printable(one.was)}")
+    if differences:
+        click.echo(differences_page(differences))
     if differences and performance is not None:
         click.echo("\n".join(f"      {line}".rstrip() for line in page(performance).split("\n")))

@@ -45,20 +45,39 @@ def _sequence(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _texts(value: object) -> object:
+def _texts(value: object) -> tuple[str, ...]:
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, list | tuple) or not all(isinstance(item, str) for item in values):
         raise ValueError("must be text, or a list of texts")
     return tuple(values)
 
 
+def _pattern(value: object) -> object:
+    """Blanks at the ends, or behind the "!" of what must not be there, count for nothing: nobody sees them."""
+    if not isinstance(value, str):
+        return value
+    words = value.strip()
+    mark = "!" if words.startswith("!") else ""
+    words = words.removeprefix("!").lstrip()
+    if not words:
+        raise ValueError("must not be empty; leave out what may be anything")
+    return mark + words
+
+
 def _patterns(value: object) -> object:
-    return {key: _texts(item) for key, item in value.items()} if isinstance(value, dict) else value
+    return tuple(map(_pattern, _texts(value)))
+
+
+def _patterns_by_name(value: object) -> object:
+    return {key: _patterns(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 Moment = Annotated[float, BeforeValidator(_moment), Field(ge=0, lt=253_402_300_800)]  # up to the year 9999
 Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
 """A text, or a list of texts."""
+Pattern = Annotated[str, BeforeValidator(_pattern)]
+Patterns = Annotated[tuple[str, ...], BeforeValidator(_patterns)]
+PatternsByName = Annotated[dict[str, tuple[str, ...]], BeforeValidator(_patterns_by_name)]
 Tables = dict[str, Table]
 
 
@@ -79,28 +98,29 @@ class Expectation(Options):
     """What must come of a case; what is left out may be anything.
 
     A reply is given by its first words, `...` stands for anything: "550 5.7.1", "550 ... may not send".
+    How many blanks stand between words, or at the ends, makes no difference.
     """
 
     outcome: Literal["accepted", "partly accepted", "deferred", "refused"] | None = None
     """What becomes of the message."""
-    connect: str | None = None
+    connect: Pattern | None = None
     """The banner, or what is said in its place."""
-    helo: str | None = None
+    helo: Pattern | None = None
     """The last line of the reply to EHLO."""
-    mail: str | None = None
+    mail: Pattern | None = None
     """The reply to MAIL."""
-    rcpt: Texts = ()
+    rcpt: Patterns = ()
     """The reply to each RCPT; a single one holds for all."""
-    data: Texts = ()
+    data: Patterns = ()
     """The reply behind the content (with LMTP one for each recipient, of which a single one holds for all), or to DATA
     when that is refused."""
-    headers: Texts = ()
+    headers: Patterns = ()
     """Fields that we put on top, unfolded: "Name: words ... words"; "!Name:" must not be there."""
-    results: Annotated[dict[str, tuple[str, ...]], BeforeValidator(_patterns)] = {}
+    results: PatternsByName = {}
     """Results of methods as in Authentication-Results; a list names all of one method."""
-    labels: Texts = ()
+    labels: Patterns = ()
     """Labels of the message or of a recipient; "!name" must not be there."""
-    filters: Annotated[dict[str, tuple[str, ...]], BeforeValidator(_patterns)] = {}
+    filters: PatternsByName = {}
     """Words about a filter that one of its decisions has: "refused", "spf-fail", "observed spf-fail", "not asked"."""
 
 

@@ -12,6 +12,8 @@ from smtpd.rehearsal.telling import added_fields, results_of
 
 NEVER = "(never came to it)"
 
+_BLANKS = r"\s+"
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:
@@ -38,8 +40,8 @@ def compare(expected: Expectation, performance: Performance) -> list[Difference]
 
 
 def matches(pattern: str, text: str) -> bool:
-    """Whether text begins with the words of a pattern, in which `...` stands for anything."""
-    expression = ".*".join(re.escape(part) for part in pattern.split("..."))
+    """Whether text begins with the words of a pattern, in which `...` stands for anything, and a blank for many."""
+    expression = ".*".join(_BLANKS.join(map(re.escape, re.split(_BLANKS, part))) for part in pattern.split("..."))
     return re.match(f"{expression}(?![A-Za-z0-9])", text, re.DOTALL) is not None
 
 
@@ -79,7 +81,9 @@ def _fields(patterns: Sequence[str], letter: Letter | None) -> Iterator[Differen
     for pattern in patterns:
         found = any(matches(pattern.removeprefix("!"), field) for field in fields)
         if found is pattern.startswith("!"):
-            yield Difference("headers", pattern, " / ".join(fields) or NEVER)
+            name = pattern.removeprefix("!").partition(":")[0].lower() + ":"
+            namesakes = [field for field in fields if field.lower().startswith(name)]
+            yield Difference("headers", pattern, " / ".join(namesakes or fields) or NEVER)
 
 
 def _results(expected: Expectation, letter: Letter | None) -> Iterator[Difference]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from smtpd.findings import Evidence
 from smtpd.policy import Decision, Verdict
+from smtpd.rehearsal.comparison import Difference
 from smtpd.rehearsal.questions import Question
 from smtpd.rehearsal.rehearsal import Letter, Performance, Step
 from smtpd.rehearsal.telling import added_fields, iso_time, words_of
@@ -31,21 +32,35 @@ def page(performance: Performance) -> str:
     return "\n".join(_wrapped(_lines(performance)))
 
 
+def differences_page(differences: Iterable[Difference]) -> str:
+    """What a policy test expected above what was, one after the other."""
+    return "\n".join(line for one in differences for line in _difference(one))
+
+
 def printable(text: str) -> str:
     """Text from outside without anything a terminal would act upon."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text)
 
 
+def _difference(one: Difference) -> Iterator[str]:
+    for label, key, text in ((one.what, "expected", one.expected), ("", "but was", one.was)):
+        yield from _lines_of(f"{'':6}{printable(label):12}  {key:8}  ", f"{'':30}", text)
+
+
 def _wrapped(lines: Iterator[tuple[int, str]]) -> Iterator[str]:
     """Every line behind as many blanks as it says; what is too long goes on further to the right."""
     for indent, text in lines:
-        clean = printable(text)
-        clean = clean if len(clean) <= MAX_LINE else clean[: MAX_LINE - 3] + "..."
         room = " " * indent
-        yield from textwrap.wrap(
-            clean, WIDTH, initial_indent=room, subsequent_indent=f"{room}          ",
-            drop_whitespace=True, break_on_hyphens=False,
-        ) or [""]  # fmt: skip
+        yield from _lines_of(room, f"{room}          ", text)
+
+
+def _lines_of(first: str, further: str, text: str) -> list[str]:
+    """A text that may come from outside, behind `first` on its first line and `further` on the others."""
+    clean = printable(text)
+    clean = clean if len(clean) <= MAX_LINE else clean[: MAX_LINE - 3] + "..."
+    return textwrap.wrap(
+        clean, WIDTH, initial_indent=first, subsequent_indent=further, drop_whitespace=True, break_on_hyphens=False
+    ) or [""]
 
 
 def _lines(performance: Performance) -> Iterator[tuple[int, str]]:

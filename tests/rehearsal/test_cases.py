@@ -67,6 +67,27 @@ results = { spf = 3 }
     ]
 
 
+def test_blanks_around_what_is_expected_count_for_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_text(
+        CASE.replace("expect = {}", "[case.expect]\n")
+        + 'mail = " 250\t"\nrcpt = ["550 5.7.1 "]\nheaders = "! X-Note: \\n"\nlabels = [" forged", " !junk"]\n'
+        + 'results = { spf = " pass" }\nfilters = { spf = ["mail pass "] }\n'
+    )
+    (case,) = read_tests(path).cases
+    expected = case.expect
+    assert (expected.mail, expected.rcpt, expected.headers) == ("250", ("550 5.7.1",), ("!X-Note:",))
+    assert (expected.labels, expected.results) == (("forged", "!junk"), {"spf": ("pass",)})
+    assert expected.filters == {"spf": ("mail pass",)}
+
+
+@pytest.mark.parametrize("text", ['mail = ""', 'data = " "', 'labels = ["!"]', 'results = { spf = " " }'])
+def test_nothing_cannot_be_expected(tmp_path: Path, text: str) -> None:
+    (mistake,) = mistakes(tmp_path, CASE.replace("{}", f"{{ {text} }}"))
+    assert mistake.startswith("policy.toml:5: case[0].expect.")
+    assert mistake.endswith(": must not be empty; leave out what may be anything")
+
+
 def test_mistakes_between_keys_are_found(tmp_path: Path) -> None:
     text = CASE.replace('message = "x"\n', "").replace("expect = {}", 'expect = { rcpt = ["1", "2"] }')
     text += CASE.replace("rcpt", 'client = { ip = "nowhere", hello = "x" }\nrcpt')

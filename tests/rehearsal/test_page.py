@@ -10,7 +10,8 @@ from smtpd.findings import SpfCheck, SpfResults
 from smtpd.model import Message, Recipient, Transaction
 from smtpd.policy import PASS, Filter, Verdict
 from smtpd.rehearsal import Client, tell
-from smtpd.rehearsal.page import WIDTH, page
+from smtpd.rehearsal.comparison import Difference
+from smtpd.rehearsal.page import MAX_LINE, WIDTH, differences_page, page
 from smtpd.zone import Zone
 
 EVIL = "\x1b[31mred\x07 \u202eback"
@@ -190,3 +191,16 @@ async def test_the_pass_of_everybody_is_shown() -> None:
 
     lines = await shown(filters={"silent": Silent})
     assert lines[lines.index("   silent") + 2 :][:2] == ["      result  pass", "      action  goes on"]
+
+
+def test_differences_stand_one_above_the_other_and_whatever_is_in_them_fits_a_terminal() -> None:
+    long = "550 " + "word " * 40 + "end"
+    shown = differences_page([Difference("rcpt[0]", f"550 \u00a0{EVIL}", long), Difference("data", "2", "y" * 9999)])
+    lines = shown.split("\n")
+    assert lines[0] == r"      rcpt[0]       expected  550 \xa0\x1b[31mred\x07 \u202eback"
+    assert lines[1].startswith("                    but was   550 word word")
+    assert lines[2].startswith(" " * 30 + "word")
+    assert " ".join(" ".join(lines[1:]).partition(" data ")[0].split()) == f"but was {long}"
+    assert max(map(len, lines)) <= WIDTH
+    assert lines[-1].endswith("y...")
+    assert shown.count("y") == MAX_LINE - 3
