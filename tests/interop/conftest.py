@@ -9,6 +9,7 @@ from urllib.request import urlopen
 import pytest
 
 from tests.conftest import PATIENCE, Server
+from tests.interop.dovecot import Dovecot, private_dovecot
 from tests.interop.exim import PLAIN, Exim
 from tests.interop.letter import LETTER as LETTER
 from tests.interop.letter import Arrived as Arrived
@@ -54,6 +55,14 @@ def daemon() -> Iterator[Callable[..., Daemon]]:
     yield start
     for process in running:
         process.stop()
+
+
+@pytest.fixture(scope="module")
+def store(peer: Peer) -> Iterator[Dovecot]:
+    """A running Dovecot, for all tests of a file."""
+    with private_dovecot(peer) as dovecot:
+        dovecot.start()
+        yield dovecot
 
 
 @pytest.fixture

@@ -49,3 +49,8 @@ def read(mail: bytes) -> Arrived:
         rest = rest[found.end() :]
     named = dict(line.split(": ", 1) for line in top)
     return Arrived(named["Return-Path"], named.get("Delivered-To"), named["Received"], rest)
+
+
+def without_hops(content: bytes) -> bytes:
+    """The message as it was given to the hosts in front of us: without the Received fields on top, any number."""
+    return re.sub(rb"\A(?:Received: [^\r\n]*\r\n(?:[ \t][^\r\n]*\r\n)*)+", b"", content)

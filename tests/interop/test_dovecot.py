@@ -24,14 +24,6 @@ OVER_QUOTA = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(scope="module")
-def store(peer: Peer) -> Iterator[Dovecot]:
-    """A running Dovecot."""
-    with private_dovecot(peer) as dovecot:
-        dovecot.start()
-        yield dovecot
-
-
 @pytest.fixture
 def own_store(peer: Peer) -> Iterator[Dovecot]:
     """A Dovecot for one test, not yet started."""

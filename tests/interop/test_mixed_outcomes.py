@@ -9,7 +9,7 @@ import email
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PATIENCE, Server
-from tests.interop.conftest import LETTER, MakeExim, Peer, Serve, StartPostfix, read
-from tests.interop.dovecot import DOMAIN, Dovecot, Kind, free_port, private_dovecot
+from tests.interop.conftest import LETTER, MakeExim, Serve, StartPostfix, read
+from tests.interop.dovecot import DOMAIN, Dovecot, Kind, free_port
 from tests.interop.exim import PLAIN, Exim
 from tests.interop.postfix import Postfix
 
@@ -28,14 +28,6 @@ type Make = Callable[[Server], Sender]
 BIG = LETTER + b"more than bob has room for\r\n" * 150
 FILL = b"Subject: there before\n\n" + b"x" * 4000
 WHEN_ASKED = ("minimal_backoff_time = 300s", "maximal_backoff_time = 300s", "queue_run_delay = 300s")
-
-
-@pytest.fixture(scope="module")
-def store(peer: Peer) -> Iterator[Dovecot]:
-    """A running Dovecot."""
-    with private_dovecot(peer) as dovecot:
-        dovecot.start()
-        yield dovecot
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Postfix as the sending server: a real queue that retries, and tells the sender when it gives up."""
 
-import re
 from pathlib import Path
 
 from tests.interop.conftest import (
@@ -12,11 +11,7 @@ from tests.interop.conftest import (
     read,
     the_only_mail,
 )
-
-
-def without_hop(content: bytes) -> bytes:
-    """The message as Postfix was given it: without the Received fields of its own."""
-    return re.sub(rb"\A(?:Received: [^\r\n]*\r\n(?:[ \t][^\r\n]*\r\n)*)+", b"", content)
+from tests.interop.letter import without_hops
 
 
 def test_mail_arrives_byte_for_byte_and_encrypted_by_starttls(serve: Serve, postfix: StartPostfix) -> None:
@@ -25,7 +20,7 @@ def test_mail_arrives_byte_for_byte_and_encrypted_by_starttls(serve: Serve, post
     sender.send("bob@example.test")
     sender.wait_until_empty()
     mail = the_only_mail(server)
-    assert without_hop(mail.content) == LETTER
+    assert without_hops(mail.content) == LETTER
     assert (mail.protocol, mail.return_path) == ("ESMTPS", "<eve@sender.test>")
     assert mail.received.startswith("from sender.test ([127.0.0.1]) by mx.test (smtpd) with ESMTPS (TLSv1.3 TLS_")
     line = server.wait_for("message")
@@ -41,7 +36,7 @@ def test_hundred_recipients_in_one_burst(serve: Serve, postfix: StartPostfix) ->
     sender.wait_until_empty()
     for number in range(100):
         mail = the_only_mail(server, f"user{number}")
-        assert without_hop(mail.content) == LETTER
+        assert without_hops(mail.content) == LETTER
         assert mail.delivered_to is None
     server.wait_for("message")
     assert len(server.events("message")) == 1
@@ -64,7 +59,7 @@ def test_big_message_that_spills_to_disk(serve: Serve, postfix: StartPostfix) ->
     letter = LETTER + lines
     sender.send("bob@example.test", letter=letter)
     sender.wait_until_empty()
-    assert without_hop(the_only_mail(server).content) == letter
+    assert without_hops(the_only_mail(server).content) == letter
     assert metrics(server)['smtpd_messages_size_bytes_bucket{le="4194304.0",listener="smtp"}'] == 0
 
 
@@ -88,7 +83,7 @@ def test_temporary_failure_is_tried_again_and_delivered_once(
     sender.log.wait_for(r"status=deferred \(host 127\.0\.0\.1\[127\.0\.0\.1\] said: 451 4\.3\.0 The message could not")
     in_the_way.unlink()
     sender.wait_until_empty()
-    assert without_hop(the_only_mail(server).content) == LETTER
+    assert without_hops(the_only_mail(server).content) == LETTER
     samples = metrics(server)
     refused = 'smtpd_messages_rejected_total{listener="smtp",reason="store-failed",recipient_domain="example.test"}'
     assert samples[refused] >= 1
@@ -104,7 +99,7 @@ def test_server_that_restarts_loses_nothing(serve: Serve, postfix: StartPostfix)
     sender.log.wait_for(r"status=deferred \(connect to 127\.0\.0\.1")
     server = serve({"smtpd": {"listeners": {"smtp": {"address": f"127.0.0.1:{port}"}}}})
     sender.wait_until_empty()
-    assert without_hop(the_only_mail(server).content) == LETTER
+    assert without_hops(the_only_mail(server).content) == LETTER
 
 
 def test_permanent_refusal_of_one_of_two_comes_back_to_the_sender(serve: Serve, postfix: StartPostfix) -> None:
@@ -113,7 +108,7 @@ def test_permanent_refusal_of_one_of_two_comes_back_to_the_sender(serve: Serve, 
     # The sender's own address is served here, too, so its bounce arrives.
     sender.send("bob@example.test", "nobody@example.test", sender="carol@example.test")
     sender.wait_until_empty()
-    assert without_hop(the_only_mail(server, "bob").content) == LETTER
+    assert without_hops(the_only_mail(server, "bob").content) == LETTER
     bounce = read(server.mailbox("carol")[0])
     assert bounce.return_path == "<>"
     trace = server.wait_for("refused")["trace"]

@@ -18,6 +18,7 @@ import pytest
 from tests.conftest import PATIENCE, Certificates, Server, Table
 from tests.interop.conftest import LETTER, ONLY_BOB_AND_CAROL, Serve, StartPostfix, metrics, the_only_mail
 from tests.interop.dovecot import free_port
+from tests.interop.letter import without_hops
 
 ANSWERS = 'smtpd_relay_answers_total{agent="smarthost",at="%s",class="%s"}'
 
@@ -55,11 +56,6 @@ def program(certificates: Certificates) -> Callable[[Server], smtplib.SMTP]:
 
 
 type Program = Callable[[Server], smtplib.SMTP]
-
-
-def without_hops(content: bytes) -> bytes:
-    """The message as the user's program sent it."""
-    return re.sub(rb"\A(?:Received: [^\r\n]*\r\n(?:[ \t][^\r\n]*\r\n)*)+", b"", content)
 
 
 @contextmanager
