@@ -5,17 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from manual_clock import ManualClock
 
 from smtpd import sinks
 from smtpd.sinks import MAX_BACKLOG, PIPE_ROOM, Complaints, FileSink, Output, StreamSink, SyslogSink, open_sink
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Reluctant:
@@ -118,7 +111,7 @@ async def test_a_stalled_sink_is_tried_again_by_itself(quiet: Complaints, monkey
 
 
 def test_complaints_come_once_a_minute(tmp_path: Path) -> None:
-    clock = Clock()
+    clock = ManualClock(0.0)
     descriptor = os.open(tmp_path / "stderr", os.O_WRONLY | os.O_CREAT)
     complain = Complaints(descriptor, clock)
     for clock.now in (0, 59, 61):
@@ -192,7 +185,7 @@ def test_reopen_goes_on_in_a_new_file(tmp_path: Path, quiet: Complaints) -> None
 
 def test_a_file_that_was_moved_away_is_noticed_without_being_told(tmp_path: Path, quiet: Complaints) -> None:
     path = tmp_path / "log"
-    clock = Clock()
+    clock = ManualClock(0.0)
     sink = FileSink(str(path), quiet, clock)
     path.rename(tmp_path / "log.1")
     clock.now = 2.0
