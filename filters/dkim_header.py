@@ -15,7 +15,7 @@ from filters.dkim_keys import Unusable
 Canonicalisation = Literal["simple", "relaxed"]
 
 _UNFOLDED_LINE_END = re.compile(rb"\r\n(?![ \t])")  # RFC 5322 §2.2.3
-_FIELD = re.compile(rb"([!-9;-~]++)([ \t]*+):")  # RFC 5322 §3.6.8; blanks before the colon: §4.5.3
+_FIELD = re.compile(rb"([!-9;-~]++)([ \t]*+):")  # RFC 5322 §3.6.8; blanks before the colon: §4.5
 
 
 class HeaderSection:

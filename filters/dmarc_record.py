@@ -1,6 +1,6 @@
 """The policy record of DMARC: what a domain asks for (RFC 9989 §4.7 and §4.8, RFC 7489 §6.3). Pure.
 
-A record begins with `v=DMARC1`. Whatever is wrong behind that is left out in favour of the default (RFC 9989 §4.7),
+A record begins with `v=DMARC1`. Whatever is wrong behind that is left out in favour of the default (RFC 9989 §4.8),
 but for `p`, `sp` and `np`: whoever gets one of these wrong gets "none" if it wants reports, and nothing otherwise
 (RFC 9989 §4.10.1). A tag that stands twice is wrong: nobody could say which one is meant.
 """

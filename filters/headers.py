@@ -70,7 +70,7 @@ class HeadersOptions(FilterOptions):
 
     from_syntax: Literal["strict", "address", "any"] = "address"
     """The From field must follow the grammar throughout; or hold at least one address with a domain; or just be."""
-    # RFC 5322 §3.6 wants ten fields to be single. PHP's mail() and many scripts repeat To, Cc and Reply-To;
+    # RFC 5322 §3.6 wants eleven fields to be single. PHP's mail() and many scripts repeat To, Cc and Reply-To;
     # of those below a second one is hardly ever a mistake, but often shows something else than what was signed.
     single: FieldNames = ("Date", "Message-ID", "Sender", "Subject")
     """Fields that no message may have twice, besides From."""
