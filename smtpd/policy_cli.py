@@ -51,7 +51,7 @@ def test(files: tuple[Path, ...], config: Path | None, only: str, explains: bool
     for path in files:
         try:
             tests = read_tests(path)
-            for case, performance, differences in _played(tests, config, only):
+            for case, performance, differences in _played(tests, config, only, problems):
                 told.append({"file": str(path), "case": case.name, "differences": list(map(asdict, differences))})
                 if not as_json:
                     _print(case, performance if explains else None, differences)
@@ -69,13 +69,21 @@ def test(files: tuple[Path, ...], config: Path | None, only: str, explains: bool
     sys.exit(WRONG if problems or not told else FAILED if failed else PASSED)
 
 
-def _played(tests: PolicyFile, config: Path | None, only: str) -> Iterator[tuple[Case, Performance, list[Difference]]]:
+def _played(
+    tests: PolicyFile, config: Path | None, only: str, problems: list[str]
+) -> Iterator[tuple[Case, Performance, list[Difference]]]:
+    """Cases that cannot be played are `problems`, one for all that share it."""
+    from smtpd.config import ConfigError
     from smtpd.rehearsal.comparison import compare
 
     for number, case in enumerate(tests.cases):
         if only in case.name:
-            performance = _play(tests, number, case, config)
-            yield case, performance, compare(case.expect, performance)
+            try:
+                performance = _play(tests, number, case, config)
+            except ConfigError as error:
+                problems += [] if str(error) in problems else [str(error)]
+            else:
+                yield case, performance, compare(case.expect, performance)
 
 
 def _play(tests: PolicyFile, number: int, case: Case, file: Path | None) -> Performance:
@@ -101,7 +109,8 @@ def _play(tests: PolicyFile, number: int, case: Case, file: Path | None) -> Perf
     except ScriptError as error:
         raise ConfigError([tests.problem(number, key, str(error))]) from None
     except RehearsalError as error:
-        raise ConfigError([tests.problem(number, "config", str(error))]) from None
+        key = "listener" if case.listener and case.listener not in config.listeners else "config"
+        raise ConfigError([tests.problem(number, key, str(error))]) from None
     finally:
         log.close()
 

@@ -111,7 +111,7 @@ def test_machines_are_told_every_difference(desk: Path) -> None:
         (CASE + 'zone_file = "none.toml"\n', "policy.toml:7: zone_file: cannot be read: No such file"),
         (CASE + 'zone = { "a.b" = { TEXT = [] } }\n', "policy.toml:7: zone: a.b: knows no 'TEXT'"),
         (CASE + 'client = { helo = "a\\tb" }\n', "policy.toml:7: client: 'a\\tb' cannot stand in a command"),
-        (CASE + 'listener = "x"\n', "there is no listener 'x'"),
+        (CASE + 'listener = "x"\n', "policy.toml:7: listener: there is no listener 'x'; there is smtp\n"),
         (CASE.replace("ann@", "a\\nnn@"), "policy.toml:4: rcpt: 'a\\nnn@example.org' cannot stand in a command"),
     ],
 )
@@ -126,6 +126,15 @@ def test_a_file_that_cannot_be_used_does_not_keep_the_others_from_running(desk: 
     done = CliRunner().invoke(main, ["test", str(desk / "none.toml"), str(desk / "policy.toml")])
     assert (done.exit_code, done.stdout) == (2, "ok    a case\n1 passed, 0 failed\n")
     assert done.stderr == "none.toml: cannot be read: No such file or directory\n"
+
+
+def test_a_case_that_cannot_be_played_does_not_keep_the_others_from_running(desk: Path) -> None:
+    wrong = [CASE.replace("a case", name) + 'listener = "x"\n' for name in ("one", "two")]
+    done = run(desk, 'config_file = "config.toml"\n' + "".join(wrong) + CASE)
+    assert (done.exit_code, done.stdout) == (2, "ok    a case\n1 passed, 0 failed\n")
+    assert [line.split(":")[1] for line in done.stderr.splitlines()] == ["8", "15"]
+    done = run(desk, 'listener = "x"\n' + CASE + CASE.replace("a case", "another"))
+    assert done.stderr == "policy.toml:1: listener: there is no listener 'x'; there is smtp\n"
 
 
 def test_a_filter_that_matches_no_case_is_no_success(desk: Path) -> None:

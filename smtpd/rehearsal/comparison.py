@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from smtpd.rehearsal.cases import Expectation
 from smtpd.rehearsal.rehearsal import Letter, Moment, Performance
-from smtpd.rehearsal.telling import added_fields, results_of
+from smtpd.rehearsal.telling import added_fields, ending_of, results_of
 
 NEVER = "(never came to it)"
 
@@ -28,7 +28,7 @@ def compare(expected: Expectation, performance: Performance) -> list[Difference]
     """Everything that is different; empty: the case passes."""
     differences = list(_replies(expected, performance))
     if expected.outcome is not None and expected.outcome != performance.ending:
-        differences.append(Difference("outcome", expected.outcome, performance.ending))
+        differences.append(Difference("outcome", expected.outcome, ending_of(performance)))
     letter = performance.letters[-1] if performance.letters else None
     differences += _fields(expected.headers, letter)
     differences += _results(expected, letter)
@@ -79,11 +79,18 @@ def _each(what: str, patterns: Sequence[str], replies: Sequence[str]) -> Iterato
 def _fields(patterns: Sequence[str], letter: Letter | None) -> Iterator[Difference]:
     fields = added_fields(letter) if letter is not None else []
     for pattern in patterns:
-        found = any(matches(pattern.removeprefix("!"), field) for field in fields)
+        wanted = _with_plain_name(pattern.removeprefix("!"))
+        found = any(matches(wanted, _with_plain_name(field)) for field in fields)
         if found is pattern.startswith("!"):
-            name = pattern.removeprefix("!").partition(":")[0].lower() + ":"
-            namesakes = [field for field in fields if field.lower().startswith(name)]
+            name = wanted.partition(":")[0] + ":"
+            namesakes = [field for field in fields if _with_plain_name(field).startswith(name)]
             yield Difference("headers", pattern, " / ".join(namesakes or fields) or NEVER)
+
+
+def _with_plain_name(field: str) -> str:
+    """Names of fields are the same in any case."""
+    name, colon, words = field.partition(":")
+    return name.lower() + colon + words
 
 
 def _results(expected: Expectation, letter: Letter | None) -> Iterator[Difference]:
@@ -98,6 +105,10 @@ def _results(expected: Expectation, letter: Letter | None) -> Iterator[Differenc
 
 def _filters(expected: Expectation, performance: Performance) -> Iterator[Difference]:
     for name, wanted in expected.filters.items():
+        if name not in performance.modes:  # "not asked" would be true of it for ever
+            known = ", ".join(performance.modes) or "none"
+            yield Difference(f"filters.{name}", ", ".join(wanted), f"no such filter; there is {known}")
+            continue
         decisions = [
             [one.stage, one.result, one.reply, *(f"+{label}" for label in sorted(one.labels))]
             for step in performance.steps for one in step.decisions if one.filter == name

@@ -20,7 +20,7 @@ class ZoneNameserver:
         self._zone = zone
 
     async def ask(self, name: str, kind: Type) -> Answer:
-        """What the zone says. That something does not exist is kept, too, as nameservers want it (RFC 2308 §5)."""
+        """What the zone says. That something does not exist is kept, too, as with nameservers that have a SOA."""
         answer = self._zone.ask(name, kind)
         return replace(answer, ttl=TTL) if answer.status in ("nodata", "nxdomain") else answer
 

@@ -10,7 +10,7 @@ from smtpd.policy import Decision, Verdict
 from smtpd.rehearsal.comparison import Difference
 from smtpd.rehearsal.questions import Question
 from smtpd.rehearsal.rehearsal import Letter, Performance, Step
-from smtpd.rehearsal.telling import added_fields, iso_time, words_of
+from smtpd.rehearsal.telling import added_fields, ending_of, iso_time, words_of
 from smtpd.rehearsal.watching import Opinion
 
 WIDTH = 100  # columns
@@ -34,7 +34,9 @@ def page(performance: Performance) -> str:
 
 def differences_page(differences: Iterable[Difference]) -> str:
     """What a policy test expected above what was, one after the other."""
-    return "\n".join(line for one in differences for line in _difference(one))
+    found = list(differences)
+    width = max(12, *(len(printable(one.what)) for one in found)) if found else 0
+    return "\n".join(line for one in found for line in _difference(one, width))
 
 
 def printable(text: str) -> str:
@@ -42,9 +44,9 @@ def printable(text: str) -> str:
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text)
 
 
-def _difference(one: Difference) -> Iterator[str]:
-    for label, key, text in ((one.what, "expected", one.expected), ("", "but was", one.was)):
-        yield from _lines_of(f"{'':6}{printable(label):12}  {key:8}  ", f"{'':30}", text)
+def _difference(one: Difference, width: int) -> Iterator[str]:
+    for label, key, text in ((one.what, "expected", one.expected), ("", "but was ", one.was)):
+        yield from _lines_of(f"{'':6}{printable(label):{width}}  {key}  ", " " * (width + 18), text)
 
 
 def _wrapped(lines: Iterator[tuple[int, str]]) -> Iterator[str]:
@@ -80,7 +82,7 @@ def _lines(performance: Performance) -> Iterator[tuple[int, str]]:
         named = " ".join(f"{key}={value}" for key, value in complaint.items() if key not in ("time", "level", "event"))
         yield 0, f"log: {complaint['level']}: {complaint['event']} {named}"
     yield 0, ""
-    yield 0, _ending(performance)
+    yield 0, ending_of(performance)
 
 
 def _step(step: Step, performance: Performance) -> Iterator[tuple[int, str]]:
@@ -160,10 +162,3 @@ def _letter(letter: Letter) -> Iterator[tuple[int, str]]:
     for one in letter.collected:
         for mailbox, folder in zip(one.mailboxes, one.folders, strict=True):
             yield 3, f"agent {one.agent} would get it for {mailbox}" + (f", folder {folder}" if folder else "")
-
-
-def _ending(performance: Performance) -> str:
-    refusals = [
-        reply for step in performance.steps for reply in step.replies if reply >= "4" and step.moment != "other"
-    ]
-    return f"{performance.ending}: {refusals[-1]}" if refusals else performance.ending

@@ -128,7 +128,8 @@ async def rehearse(
     """
     name = listener or next(iter(config.listeners), "")
     if name not in config.listeners:
-        raise RehearsalError(f"there is no listener {name!r}" if name else "there is no listener")
+        known = ", ".join(config.listeners)
+        raise RehearsalError(f"there is no listener {name!r}; there is {known}" if known else "there is no listener")
     stage = _Stage(config, resolver, now, ask_agents=ask_agents, filters=filters or {})
     try:
         service = await stage.open(name)

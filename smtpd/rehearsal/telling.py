@@ -39,6 +39,14 @@ def tell(performance: Performance) -> dict[str, Plain]:
     }
 
 
+def ending_of(performance: Performance) -> str:
+    """What became of it all, with the last refusal."""
+    refusals = [
+        reply for step in performance.steps for reply in step.replies if reply >= "4" and step.moment != "other"
+    ]
+    return f"{performance.ending}: {refusals[-1]}" if refusals else performance.ending
+
+
 def iso_time(seconds: float) -> str:
     """A time of day in UTC (RFC 3339 §5.6)."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

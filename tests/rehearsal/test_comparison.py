@@ -39,15 +39,19 @@ RIGHT: dict[str, Any] = {
     "mail": "250 2.1.0",
     "rcpt": ["250", "550 5.7.1 ... joe"],
     "data": "250 2.0.0",
-    "headers": ["X-Note: one", "Received: from ... by mx.test", "!X-Note: two", "!Subject:"],
+    "headers": ["X-Note: one", "x-note: one", "Received: from ... by mx.test", "!X-Note: two", "!Subject:"],
     "results": {"spf": "fail"},
     "labels": ["forged", "!junk"],
-    "filters": {"judge": ["pass", "mail +forged", "rcpt refused denied-sender"], "watcher": "observed"},
+    "filters": {
+        "judge": ["pass", "mail +forged", "rcpt refused denied-sender"],
+        "watcher": "observed",
+        "silent": "not asked",
+    },
 }
 
 
 async def differences(expected: dict[str, Any]) -> list[tuple[str, str, str]]:
-    filters = {"judge": Judge, "watcher": Watcher}
+    filters = {"judge": Judge, "watcher": Watcher, "silent": Filter}
     done = await play(SCRIPT, filters=filters, rules={"watcher": {"mode": "observe"}})
     found = compare(Expectation.model_validate(expected), done)
     return [(one.what, one.expected, one.was.partition(" [")[0]) for one in found]
@@ -62,7 +66,10 @@ async def test_what_is_as_expected_is_no_difference() -> None:
 @pytest.mark.parametrize(
     ("expected", "difference"),
     [
-        ({"outcome": "accepted"}, ("outcome", "accepted", "partly accepted")),
+        (
+            {"outcome": "accepted"},
+            ("outcome", "accepted", "partly accepted: 550 5.7.1 Mail from joe@client.test is not accepted here"),
+        ),
         ({"connect": "554"}, ("connect", "554", "220 mx.test ESMTP")),
         ({"helo": "25"}, ("helo", "25", "250 LIMITS RCPTMAX=100 MAILMAX=1000")),
         ({"mail": "250 2.1.5"}, ("mail", "250 2.1.5", "250 2.1.0 Sender ok")),
@@ -78,7 +85,11 @@ async def test_what_is_as_expected_is_no_difference() -> None:
         ({"filters": {"watcher": "refused"}}, ("filters.watcher", "refused", "mail observed denied-sender")),
         ({"filters": {"watcher": "mail held"}}, ("filters.watcher", "mail held", "mail observed denied-sender")),
         ({"filters": {"watcher": "not asked"}}, ("filters.watcher", "not asked", "mail observed denied-sender")),
-        ({"filters": {"spf": "pass"}}, ("filters.spf", "pass", "not asked")),
+        (
+            {"filters": {"spf": "not asked"}},
+            ("filters.spf", "not asked", "no such filter; there is judge, watcher, silent"),
+        ),
+        ({"filters": {"silent": "pass"}}, ("filters.silent", "pass", "not asked")),
     ],
 )
 async def test_every_kind_of_difference_is_found(expected: dict[str, Any], difference: tuple[str, str, str]) -> None:

@@ -204,3 +204,7 @@ def test_differences_stand_one_above_the_other_and_whatever_is_in_them_fits_a_te
     assert max(map(len, lines)) <= WIDTH
     assert lines[-1].endswith("y...")
     assert shown.count("y") == MAX_LINE - 3
+    one, two = differences_page([Difference("filters.reverse", "a", "b"), Difference("data", "a", "b")]).split("\n")[
+        ::2
+    ]
+    assert one.index("expected") == two.index("expected")
