@@ -123,6 +123,14 @@ def test_check_finds_files_of_dmarc_that_cannot_be_read_or_made(
     assert f"bad.toml:12: smtpd.filters.dmarc.{option}: {said.format(path=named)}" in result.stderr.splitlines()
 
 
+def test_check_finds_a_file_that_has_to_be_there_and_has_no_name(tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(GOOD + '[smtpd.auth]\nproviders = ["users"]\n[smtpd.auth.users]\ntype = "file"\npath = ""\n')
+    result = CliRunner().invoke(main, ["check", "--config", str(path)])
+    assert result.exit_code == 1
+    assert "bad.toml:12: smtpd.auth.users.path: there is no such file: " in result.stderr
+
+
 def test_check_takes_files_of_dmarc_that_are_not_named_or_there(tmp_path: Path) -> None:
     path = tmp_path / "good.toml"
     (tmp_path / "list").write_text("com\n")
