@@ -41,7 +41,7 @@ BARE: dict[str, object] = {
 def test(files: tuple[Path, ...], config: Path | None, only: str, explains: bool, as_json: bool) -> None:
     """Run policy tests: what must become of which message, see docs/testing-policy.md.
 
-    The exit status is 0 when all cases pass, 1 when one fails, and 2 when a file cannot be used.
+    The exit status is 0 when all cases pass, 1 when one fails, and 2 when a file or a case cannot be used.
     """
     from smtpd.config import ConfigError
     from smtpd.rehearsal.cases import read_tests

@@ -96,11 +96,13 @@ def _with_plain_name(field: str) -> str:
 def _results(expected: Expectation, letter: Letter | None) -> Iterator[Difference]:
     everything = results_of(letter) if letter is not None else []
     for method, wanted in expected.results.items():
-        found = [one.result for one in everything if one.method == method]
+        those = [one for one in everything if one.method == method]
+        found = [one.result for one in those]
         if len(wanted) == 1 and wanted[0] in found:
             continue
         if sorted(wanted) != sorted(found):
-            yield Difference(f"results.{method}", ", ".join(wanted), ", ".join(found) or "none")
+            was = [f"{one.result} ({one.reason})" if one.reason else one.result for one in those]
+            yield Difference(f"results.{method}", ", ".join(wanted), ", ".join(was) or "none")
 
 
 def _filters(expected: Expectation, performance: Performance) -> Iterator[Difference]:

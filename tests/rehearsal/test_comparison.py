@@ -19,7 +19,7 @@ class Judge(Filter):
 
     async def on_mail(self, mail: Transaction) -> Verdict:
         helo = SpfCheck("none", "helo", "pc.test", "pc.test")
-        mail.facts.add(SpfResults(SpfCheck("fail", "mailfrom", "client.test", mail.sender.text), helo))
+        mail.facts.add(SpfResults(SpfCheck("fail", "mailfrom", "client.test", mail.sender.text, "not listed"), helo))
         return Verdict(labels=frozenset(("forged",)), headers=(("X-Note", "one two"),))
 
     async def on_rcpt(self, mail: Transaction, recipient: Recipient) -> Verdict:
@@ -77,8 +77,8 @@ async def test_what_is_as_expected_is_no_difference() -> None:
         ({"rcpt": ["550", "550"]}, ("rcpt[0]", "550", "250 2.1.5 Recipient ok")),
         ({"data": "451"}, ("data", "451", "250 2.0.0 Ok, delivered")),
         ({"data": ["250", "250"]}, ("data[1]", "250", NEVER)),
-        ({"results": {"spf": "pass"}}, ("results.spf", "pass", "fail, none")),
-        ({"results": {"spf": ["fail", "fail"]}}, ("results.spf", "fail, fail", "fail, none")),
+        ({"results": {"spf": "pass"}}, ("results.spf", "pass", "fail (not listed), none")),
+        ({"results": {"spf": ["fail", "fail"]}}, ("results.spf", "fail, fail", "fail (not listed), none")),
         ({"results": {"dkim": "pass"}}, ("results.dkim", "pass", "none")),
         ({"labels": ["junk"]}, ("labels", "junk", "forged")),
         ({"labels": ["!forged"]}, ("labels", "!forged", "forged")),
