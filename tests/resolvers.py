@@ -26,15 +26,6 @@ class Silent(Zone):
         raise AssertionError
 
 
-class Obstinate(Silent):
-    """Goes on waiting when it is told to stop, once."""
-
-    async def resolve(self, name: str, kind: Type, timeout: float | None = None) -> Answer:
-        with contextlib.suppress(asyncio.CancelledError):
-            return await super().resolve(name, kind, timeout)
-        return await super().resolve(name, kind, timeout)
-
-
 class Slow(Silent):
     """Has no answer when the time is over."""
 
