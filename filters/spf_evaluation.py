@@ -133,7 +133,7 @@ def _look_up(name: str, kind: str, seconds: float) -> list[object] | None:
     if not isinstance(check, _Check) or known is None:
         return None  # other users of pyspf in this process
     if not name.isascii():
-        return []  # RFC 8616 §4: a term made of such a local part does not match
+        return []  # made of a name in EHLO that RFC 8616 §4 does not allow
     answer = check.parent.switch(_Question(name, known, seconds))
     assert isinstance(answer, Answer)
     if answer.failed:

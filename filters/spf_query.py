@@ -10,6 +10,7 @@ What differs from the library:
 - Of the addresses of a host no more than `MAX_ADDRESSES` are looked at.
 - A macro that does not follow the grammar is an error everywhere.
 - A quoted local part may hold an "@".
+- Terms made of a local part that is not ASCII match nothing (RFC 8616 §4), and nothing is looked up for them.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ LONGEST_CHECK = 20.0  # seconds, RFC 7208 §4.6.4
 
 # RFC 7208 §7.1; digits are not zero (§7.3)
 _MACRO_STRING = re.compile(r"(?:[^%]|%[%_-]|%\{[slodipvhcrt](?!0+\D)\d*r?[.\-+,/_=]*\})*+", re.IGNORECASE)
+_OF_LOCAL_PART = re.compile(r"%\{[ls]", re.IGNORECASE)
+# Stands for a name that cannot be in the DNS. No text has half of a surrogate pair in it, so nobody can say this name,
+# and the library neither asks for one with an empty label, nor counts it as a lookup that finds nothing.
+_NOWHERE = "\ud800.."
 
 LookUp = Callable[[str, str, float], list[object] | None]
 """Name, type and seconds it may take; the library's form of records, [] without any, or TempError.
@@ -51,6 +56,7 @@ class Query(spf.query):  # type: ignore[misc]
     def __init__(self, ip: IPv4Address | IPv6Address, local: str, domain: str, helo: str, receiver: str) -> None:
         super().__init__(i=str(ip), s=f"{local}@{domain}", h=helo, receiver=receiver, querytime=LONGEST_CHECK)
         self.l, self.o, self.d = local, domain, domain
+        self.p: str | None = None
         self.prob = ""
         self._level = 0
         self._octets = 0
@@ -72,8 +78,33 @@ class Query(spf.query):  # type: ignore[misc]
         finally:
             self._level = outer
 
+    def validate_mechanism(self, term: str) -> tuple[str, str, str, int, str]:
+        """The parts of a term: as it stands there, mechanism, domain or address, prefix length, result of a match."""
+        parts: tuple[str, str, str, int, str] = super().validate_mechanism(term)
+        if parts[2] != _NOWHERE:
+            return parts
+        # Whatever it was: it counts as a term that causes lookups (RFC 7208 §4.6.4), asks nothing and does not match.
+        return parts[0], "exists", *parts[2:]
+
+    def expand_domain(self, text: str) -> str:
+        """The domain of a term, macros filled in; `_NOWHERE` when its term matches nothing. PermError for what is none.
+
+        RFC 8616 §4: that goes for every term with `%{l}` or `%{s}`, also where they would leave only ASCII of it.
+        """
+        if self.l.isascii() or not _OF_LOCAL_PART.search(text.replace("%%", "")):
+            domain: str = super().expand_domain(text)
+            return domain
+        name, self.p = self.p, "unknown"  # not looked up in vain when there is a %{p} as well
+        try:
+            super().expand_domain(text)  # an error is one for every sender
+        finally:
+            self.p = name
+        return _NOWHERE
+
     def dns_spf(self, domain: str) -> str | None:
         """The record of a domain, None without one; PermError when it has several, or one that is too long."""
+        if domain == _NOWHERE:
+            return "v=spf1"  # of redirect=; one that says nothing is as good as no redirect=
         record: str | None = super().dns_spf(domain)
         if record is not None:
             self._octets += len(record)
