@@ -26,11 +26,11 @@ here. What becomes of each result:
 Refusals are silenced for who logged in, and for hosts that `trusted_forwarders` knows. With "authenticated" or
 "trusted" in `unless`, such clients are not even checked: the record of a domain does not list its users' telephones.
 
-The limits of RFC 7208 hold: 10 terms that cause lookups, 2 lookups that find nothing, 10 hosts of `mx`, 10 names of
-`ptr`; beyond them the result is permerror. There are some of our own, far above what is in use: 8 KiB for a record and
-16 KiB for all together, 512 characters for a term, 50 macros, and the first 100 addresses of a host. Lookups beyond
-`[smtpd.dns] lookups_per_message` fail for now; the name in EHLO gets no more than half of them, unless the sender is
-empty. Whatever breaks, nobody is refused for it, unless `permerror` says so.
+The limits of RFC 7208 hold: 10 terms that cause lookups, 2 lookups that find nothing, 10 hosts of `mx`; beyond
+them the result is permerror. Of the names of `ptr` the first 10 count. There are some limits of our own, far above what
+is in use: 8 KiB for a record and 16 KiB for all together, 512 characters for a term, 50 macros, and the first 100
+addresses of a host. Lookups beyond `[smtpd.dns] lookups_per_message` fail for now; the name in EHLO gets no more than
+half of them, unless the sender is empty. Whatever breaks, nobody is refused for it, unless `permerror` says so.
 
 `smtpd_spf_checks_total` counts results of the sender, `smtpd_spf_helo_checks_total` those of the name.
 """
