@@ -19,12 +19,12 @@ from dkim.util import InvalidTagValueList, parse_tag_value
 from filters.dkim_header import Canonicalisation
 from filters.dkim_keys import Unusable
 from smtpd.addresses import AddressError, normalise_domain
+from smtpd.authentication_results import MAX_VALUE
 from smtpd.findings import DkimSignature
 
 MAX_FIELD = 8192  # octets; one with a key of 4096 bits and a hundred names has 3000
 CLOCK_SKEW = 36_000  # seconds that a signer's clock may be wrong; what dkimpy allows
-_SHOWN = 8  # characters of b=, RFC 6008 §4
-_MAX_SHOWN = 255  # characters of other tags
+_MAX_SHOWN = 255  # characters of tags other than b=
 
 _TAG_DOMAIN = re.compile(rb"(?:\A|;)\s*+d\s*+=\s*+([^;\s]*+)")
 _NUMBER = re.compile(rb"[0-9]{1,76}")  # RFC 6376 §3.5
@@ -77,7 +77,7 @@ def read_tags(value: bytes) -> Tags:
 def described(tags: Tags) -> DkimSignature:
     """What reports say about a signature, however broken it is; the result is still to come."""
     d, s, a, i = (tags.get(tag, b"")[:_MAX_SHOWN].decode("utf-8", "replace") for tag in (b"d", b"s", b"a", b"i"))
-    begin = b"".join(tags.get(b"b", b"")[: 4 * _SHOWN].split())[:_SHOWN].decode("ascii", "replace")
+    begin = b"".join(tags.get(b"b", b"").split())[:MAX_VALUE].decode("ascii", "replace")
     return DkimSignature("neutral", _domain(d) or d, s, a, i, begin)
 
 

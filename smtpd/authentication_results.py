@@ -18,7 +18,7 @@ from smtpd.addresses import MAX_DOMAIN, AddressError, normalise_domain
 SpfResult = Literal["pass", "fail", "softfail", "neutral", "none", "temperror", "permerror"]  # RFC 7208 §2.6
 
 _WIDTH = 76  # octets; RFC 5322 §2.1.1: 78, less the blank before a line and the semicolon behind it
-_MAX_VALUE = 400  # octets; longer than any address, and short enough that one word, all escaped, fits in a line of 998
+MAX_VALUE = 400  # octets; longer than any address, and short enough that one word, all escaped, fits in a line of 998
 _MAX_CLAIM = 4096  # octets of a received field in which its authserv-id must end
 
 _KEYWORD = re.compile(r"(?=.{1,63}\Z)[A-Za-z0-9-]*[A-Za-z0-9]")  # RFC 5321 §4.1.2; the limit is ours
@@ -152,7 +152,7 @@ def _clean(text: str, utf8: bool) -> str:
 
 def _cut(text: str) -> str:
     octets = text.encode("utf-8", "replace")
-    return text if len(octets) <= _MAX_VALUE else octets[:_MAX_VALUE].decode("utf-8", "ignore") + "..."
+    return text if len(octets) <= MAX_VALUE else octets[:MAX_VALUE].decode("utf-8", "ignore") + "..."
 
 
 def _to_ascii(text: str) -> str:

@@ -6,8 +6,9 @@ is `Evidence` also stands in our Authentication-Results field.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from smtpd.authentication_results import MethodResult, SpfResult, authentication_results
@@ -23,6 +24,7 @@ Override = Literal[
     "trusted_forwarder", "mailing_list", "local_policy", "policy_test_mode", "sampled_out", "forwarded", "other"
 ]  # fmt: skip
 
+_LEAST_SHOWN = 8  # characters of b=, RFC 6008 §4
 _ORDER = ("iprev", "spf", "dkim", "arc", "dmarc")  # of methods in our field; others stand behind them
 
 
@@ -65,6 +67,8 @@ class SpfResults:
         if self.helo is not None and self.helo.identity != self.mailfrom.identity:
             checks.append(self.helo)
         for check in checks:
+            # RFC 8601 §2.7.2 would leave the local part out unless the policy looks at it. Here it stays, as with Gmail
+            # and policyd-spf: people look for mail by its sender, and not every mailbox keeps Return-Path.
             properties = (("smtp", check.identity, check.identifier or check.domain),)
             yield MethodResult("spf", check.result, reason=check.reason, properties=properties)
 
@@ -79,7 +83,7 @@ class DkimSignature:
     algorithm: str = ""
     identity: str = ""
     signature: str = ""
-    """The beginning of b=, as RFC 6008 §4 wants it; so that several signatures can be told apart."""
+    """The first 400 characters of b= without blanks; in Authentication-Results as many as tell several apart."""
     reason: str = ""
     testing: bool = False
     """The key says t=y: its owner only tries it (RFC 6376 §3.6.1)."""
@@ -101,9 +105,10 @@ class DkimResults:
         """RFC 8601 §2.7.1, RFC 6008."""
         if not self.signatures:
             yield MethodResult("dkim", "none", comment="message not signed")
-        for one in self.signatures:
-            values = (("d", one.domain), ("s", one.selector), ("a", one.algorithm), ("i", one.identity))
-            properties = tuple(("header", name, value) for name, value in (*values, ("b", one.signature)) if value)
+        beginnings = _beginnings([one.signature for one in self.signatures])
+        for one, b in zip(self.signatures, beginnings, strict=True):
+            values = (("d", one.domain), ("s", one.selector), ("a", one.algorithm), ("i", one.identity), ("b", b))
+            properties = tuple(("header", name, value) for name, value in values if value)
             is_cut = self.unchecked and one is self.signatures[-1]
             comment = f"{self.unchecked} more signatures not looked at" if is_cut else ""
             yield MethodResult("dkim", one.result, reason=one.reason, comment=comment, properties=properties)
@@ -205,6 +210,17 @@ class IprevResult:
         properties = (("policy", "iprev", self.ip),)
         comment = self.names[0] if self.names else ""
         yield MethodResult("iprev", self.status, reason=self.reason, comment=comment, properties=properties)
+
+
+def _beginnings(signatures: Sequence[str]) -> list[str]:
+    """As much of each as tells it from the others, and no less than `_LEAST_SHOWN` (RFC 6008 §4)."""
+    ordered = sorted(set(signatures))  # of all others the neighbours have the longest beginning in common
+    lengths = dict.fromkeys(ordered, _LEAST_SHOWN)
+    for one, other in pairwise(ordered):
+        differences = (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+        needed = next(differences, len(one)) + 1  # without one, `one` is the beginning of `other`
+        lengths[one], lengths[other] = max(lengths[one], needed), max(lengths[other], needed)
+    return [signature[: lengths[signature]] for signature in signatures]
 
 
 def results_field(authserv_id: str, mail: Transaction) -> bytes:

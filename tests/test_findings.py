@@ -1,4 +1,6 @@
-from smtpd.findings import DkimResults, SpfCheck, SpfResults
+import pytest
+
+from smtpd.findings import DkimResults, DkimSignature, SpfCheck, SpfResults
 from smtpd.memory import MemoryServer
 from smtpd.model import Message, Transaction
 from smtpd.policy import PASS, Filter, Verdict
@@ -28,3 +30,32 @@ async def test_results_stand_in_the_same_order_whatever_was_known_first() -> Non
         await (await server.connect()).send("From: joe@c.test\n\nHi\n")
         field = server.delivered[-1].content.partition(b"\r\nReceived:")[0]
     assert field.index(b"spf=none") < field.index(b"dkim=none")
+
+
+@pytest.mark.parametrize(
+    ("signatures", "shown"),
+    [
+        (["abcdefghij"], ["abcdefgh"]),
+        (["abc", "xyzuvw+/12"], ["abc", "xyzuvw+/"]),
+        (["abcdefghij", "Abcdefghij"], ["abcdefgh", "Abcdefgh"]),
+        (["abcdefg1234", "abcdefg2234"], ["abcdefg1", "abcdefg2"]),
+        (["abcdefgh123", "abcdefgh223"], ["abcdefgh1", "abcdefgh2"]),
+        (["abcdefghij12", "xyzuvw+/1234", "abcdefghij22", "abcdefghi122"],
+         ["abcdefghij1", "xyzuvw+/", "abcdefghij2", "abcdefghi1"]),
+        (["abcdefghij", "abcdefghijkl"], ["abcdefghij", "abcdefghijk"]),
+        (["x" * 399 + "1", "x" * 399 + "2"], ["x" * 399 + "1", "x" * 399 + "2"]),
+        (["abcdefghij", "abcdefghij"], ["abcdefgh", "abcdefgh"]),
+        (["abcdefghij", "abcdefghij", "abcdefghix"], ["abcdefghij", "abcdefghij", "abcdefghix"]),
+    ],
+)  # fmt: skip
+def test_of_a_signature_eight_characters_are_shown_and_more_where_another_begins_alike(
+    signatures: list[str], shown: list[str]
+) -> None:
+    found = DkimResults(tuple(DkimSignature("pass", "a.test", "s", signature=one) for one in signatures))
+    assert [result.properties[-1] for result in found.results()] == [("header", "b", one) for one in shown]
+
+
+def test_signature_without_a_value_has_none_to_show() -> None:
+    signatures = (DkimSignature("neutral", "a.test", "s"), DkimSignature("pass", "a.test", "s", signature="abc"))
+    found = DkimResults(signatures)
+    assert [result.properties[2:] for result in found.results()] == [(), (("header", "b", "abc"),)]

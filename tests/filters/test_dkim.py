@@ -67,6 +67,17 @@ async def test_report_names_each_signature_with_its_reason() -> None:
     assert "header.i=@a.test" in head
 
 
+async def test_report_tells_signatures_apart_that_begin_alike() -> None:
+    value = JOE.field().partition(b" b=")[2].strip().decode()
+    other = value[:300] + ("A" if value[300] != "A" else "B") + value[301:]
+    message = JOE.field(b="\r\n ".join(other[start : start + 20] for start in range(0, 344, 20))) + JOE.sign()
+    async with house() as server:
+        await (await server.connect()).send(message)
+        field = server.delivered[0].content.partition(b"\r\nReceived:")[0].decode()
+    shown = [word.removeprefix("header.b=").strip('";') for word in field.split() if word.startswith("header.b=")]
+    assert shown == [other[:301], value[:301]]
+
+
 # What happens to the message
 
 
