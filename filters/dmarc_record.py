@@ -110,5 +110,7 @@ def _uris(value: str) -> tuple[str, ...]:
 
 
 def _failure_options(value: str) -> str:
-    options = [option.strip(" \t").lower() for option in value.split(":")]
-    return ":".join(options) if len(options) <= 4 and all(option in ("0", "1", "d", "s") for option in options) else "0"
+    # RFC 9989 §4.7: "0" and "1" exclude each other; §4.8: "d" and "s" may stand there once.
+    options = [option.strip(" \t").lower() for option in value.split(":", 4)]
+    is_sound = len(set(options)) == len(options) and {"0", "1", "d", "s"}.issuperset(options)
+    return ":".join(options) if is_sound and not {"0", "1"}.issubset(options) else "0"

@@ -38,6 +38,20 @@ def test_a_percentage_that_is_none_means_all(value: str, percent: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "options"),
+    [
+        ("1", "1"), ("d", "d"), ("0:d", "0:d"), ("D : s:1", "d:s:1"), ("s:0:d", "s:0:d"), ("d:s", "d:s"),
+        ("0:1", "0"), ("1:0", "0"), ("1:d:0", "0"), ("1:1", "0"), ("d:d", "0"), ("1:s:d:s", "0"), ("d:s:1:0", "0"),
+        ("1:x", "0"), ("1:", "0"), ("", "0"), ("1,d", "0"), ("1d", "0"), ("1" + ":d" * 1000, "0"),
+    ],
+)  # fmt: skip
+def test_options_for_failure_reports_that_contradict_each_other_mean_the_default(value: str, options: str) -> None:
+    record = parse_record(f"v=DMARC1; p=none; fo={value}".encode())
+    assert record is not None
+    assert record.failure_options == options
+
+
+@pytest.mark.parametrize(
     "uri", ["d@example.com", "mailto:", "mailto:d", "mailto:a@b@c", "mailto: a@b", "://x", "mailto:\xe9@b", ""]
 )
 def test_what_is_no_address_for_reports_is_left_out(uri: str) -> None:
