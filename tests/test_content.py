@@ -101,6 +101,14 @@ def test_many_dots_are_taken_away_like_few(stream: bytes, mode: BareLineEnds, pl
         compare_data(stream, mode, places)
 
 
+@given(stream=octets, mode=modes, places=cuts)
+@example(stream=b"a.b\r\n..\r\n.c", mode="reject", places=[])
+def test_dots_looked_for_one_at_a_time_are_the_same(stream: bytes, mode: BareLineEnds, places: list[int]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(content, "_DOTS_APART", 0)
+        compare_data(stream, mode, places)
+
+
 def compare_data(stream: bytes, mode: BareLineEnds, places: list[int]) -> None:
     stream += b"\r\n.\r\nMAIL"
     end, wanted = expected_data(stream, mode)
