@@ -86,6 +86,7 @@ def cut(data: bytes, places: Iterable[int]) -> Iterator[bytes]:
 @example(stream=b"one\rtwo\nthree\r\n.\r\n", mode="reject", places=[])
 @example(stream=b"\r\r\n.\r\n", mode="normalise", places=[1])
 @example(stream=b".\r\n", mode="reject", places=[])
+@example(stream=b".\r\n", mode="reject", places=[1, 2])
 @example(stream=b"a\r\n" + b"x" * (MAX_LINE - 1), mode="reject", places=[])
 @example(stream=b"a\r\n" + b"x" * (MAX_LINE - 2), mode="reject", places=[9])
 @example(stream=b"..\r\n\r\n..x\r\n.\r\n", mode="reject", places=[1, 2, 3])
