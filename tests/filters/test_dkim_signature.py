@@ -127,3 +127,8 @@ def test_any_tags_are_a_signature_or_unusable(pairs: dict[bytes, bytes]) -> None
         tags = read_tags(value)
         assert described(tags).result == "neutral"
         assert read_signature(tags, 1_700_000_000).key_name
+
+
+def test_of_a_signature_the_first_400_characters_are_kept_without_blanks() -> None:
+    value = b"\r\n\t".join([b"abcdefghi "] * 100)
+    assert described({b"b": value}).signature == ("abcdefghi" * 45)[:400]

@@ -86,7 +86,7 @@ async def test_explanation_with_a_local_part_beyond_ascii_is_none() -> None:
 async def test_local_part_beyond_ascii_is_no_matter_where_no_macro_asks_for_it() -> None:
     zone: Tables = {
         NAME: record("-exists:%{o}.%%{l}.example", "include:%{d}.list.example", "-all"),
-        f"{NAME}.list.example": record("exists:%{p}.ok.example", "-exists:%{l}.example"),
+        f"{NAME}.list.example": record("-exists:%{p}.%{l}.example", "exists:%{p}.ok.example"),
         "mail.example.ok.example": {"A": ["127.0.0.2"]},
         "1.2.0.192.in-addr.arpa": {"PTR": ["mail.example"]},
         "mail.example": {"A": ["192.0.2.1"]},
