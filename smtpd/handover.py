@@ -99,7 +99,7 @@ class Handover:
         everybody = mail.recipients
         try:
             self._look_at_head()
-            if self._conversation.service.policy.message.changes or not self._journal.idle:
+            if self._conversation.service.policy.message.changes:
                 await self._look_for_key()  # of what was received: a filter may make something else of it each time
             return await self._judge_and_deliver(everybody)
         except Refused as refused:
@@ -176,7 +176,7 @@ class Handover:
 
     async def _settled(self) -> Answers | None:
         """What earlier attempts came to; None when one is still under way after a long wait."""
-        channel, key = self._conversation.channel, self._find_key()
+        channel, key = self._conversation.channel, await self._look_for_key()
         if key is None:
             return {}
         for unread in self._conversation.unread:
@@ -345,15 +345,15 @@ class Handover:
         self._message.content.close()
         self._release()
 
-    async def _look_for_key(self) -> None:
+    async def _look_for_key(self) -> str | None:
         """Like `_find_key`, but what is big is read by a thread: others would wait for it."""
         content = self._message.content
-        if content.size <= BIG or not self._has_id:
-            self._find_key()
-            return
+        if content.size <= BIG or not self._has_id or self._is_keyed:
+            return self._find_key()
         sender = self._in_flight.mail.sender.text
         self._key = await self._conversation.channel.run(asyncio.to_thread(message_key, sender, content))
         self._is_keyed = True
+        return self._key
 
     def _find_key(self) -> str | None:
         if not self._is_keyed and self._has_id:

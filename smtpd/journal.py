@@ -109,9 +109,7 @@ class Journal:
     @property
     def idle(self) -> bool:
         """Nothing can be remembered, so look-ups can be skipped; never with at-most-once."""
-        if self._at_most_once or self._under_way:
-            return False
-        return self._notes.is_empty(DELIVERED) and self._notes.is_empty(REFUSED)
+        return not self._at_most_once and not self._under_way and self._notes.is_empty(DELIVERED, REFUSED)
 
     async def refusal(self, session: Session, sender: str, recipient: Recipient) -> Reply | None:
         """At RCPT: what was said about this recipient to the last attempt from this network with this sender."""

@@ -22,9 +22,9 @@ class Notebook:
         self._complained: float | None = None
         self._failures = 0
 
-    def is_empty(self, space: str) -> bool:
+    def is_empty(self, *spaces: str) -> bool:
         """True only if it is certain that nothing is known; cheap."""
-        return self._spare.is_empty(space) and self._store.is_empty(space)
+        return self._spare.is_empty(*spaces) and self._store.is_empty(*spaces)
 
     async def read(self, space: str, key: str) -> bytes | None:
         """The value; StoreError when it is not known here and the store cannot be read."""

@@ -39,7 +39,7 @@ _TABLES = (
     f"PRAGMA user_version = {VERSION}",
 )
 _GET = "SELECT value, expires FROM entries WHERE space = ? AND key = ?"
-_ANY = "SELECT EXISTS (SELECT 1 FROM entries WHERE space = ?)"
+_ANY = "SELECT EXISTS (SELECT 1 FROM entries WHERE space IN ({}))"
 _PUT = "INSERT OR REPLACE INTO entries (space, key, value, expires) VALUES (?, ?, ?, ?)"
 _DELETE = "DELETE FROM entries WHERE space = ? AND key = ?"
 _PURGE = (
@@ -104,10 +104,10 @@ class SqliteStore:
         """See Store."""
         await self._write(_DELETE, (space, key))
 
-    def is_empty(self, space: str) -> bool:
+    def is_empty(self, *spaces: str) -> bool:
         """Asks the file, because other processes may have put something there."""
         try:
-            return self._read(_ANY, space) == [(0,)]
+            return self._read(_ANY.format(", ".join("?" * len(spaces))), *spaces) == [(0,)]
         except StoreError:
             return False
 

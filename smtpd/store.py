@@ -48,8 +48,8 @@ class Store(Protocol):
     async def delete(self, space: str, key: str) -> None:
         """Forget a value, if there is one; StoreError."""
 
-    def is_empty(self, space: str) -> bool:
-        """True only if it is certain that nothing is in that space; cheap, and never an exception."""
+    def is_empty(self, *spaces: str) -> bool:
+        """True only if it is certain that nothing is in these spaces; cheap, and never an exception."""
 
 
 class MemoryStore:
@@ -107,11 +107,12 @@ class MemoryStore:
         """See Store."""
         self._remove((space, key))
 
-    def is_empty(self, space: str) -> bool:
+    def is_empty(self, *spaces: str) -> bool:
         """See Store."""
-        if space in self._sizes:
-            self._expire()
-        return space not in self._sizes
+        if not self._sizes:
+            return True
+        self._expire()
+        return self._sizes.keys().isdisjoint(spaces)
 
     def _expire(self) -> None:
         now = self._clock()

@@ -63,8 +63,8 @@ class Failing(MemoryStore):
         self._check("delete")
         await super().delete(space, key)
 
-    def is_empty(self, space: str) -> bool:
-        return "is_empty" not in self.broken and super().is_empty(space)
+    def is_empty(self, *spaces: str) -> bool:
+        return "is_empty" not in self.broken and super().is_empty(*spaces)
 
 
 class Bench:

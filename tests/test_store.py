@@ -36,7 +36,9 @@ async def test_what_was_put_is_there(store: Store) -> None:
 async def test_spaces_do_not_see_each_other(store: Store) -> None:
     await store.put("a", "key", b"one", 10)
     assert await store.get("b", "key") is None
-    assert (store.is_empty("a"), store.is_empty("b")) == (False, True)
+    assert (store.is_empty("a"), store.is_empty("b"), store.is_empty("b", "a"), store.is_empty("b", "c")) == (
+        False, True, False, True
+    )  # fmt: skip
     await store.delete("b", "key")
     assert await store.get("a", "key") == b"one"
 
