@@ -41,7 +41,7 @@ def parse_time(text: str) -> float:
 @click.option("--config", "file", type=_FILE, metavar="FILE", help="Configuration file; default: the developer set-up.")
 @click.option("--listener", default="", metavar="NAME", help="Listener whose rules hold; the first one by default.")
 @click.option("--ip", default="192.0.2.1", metavar="ADDRESS", help="Address the client comes from.")
-@click.option("--helo", default="client.example", metavar="NAME", help="What it calls itself.")
+@click.option("--helo", default=None, metavar="NAME", help="What it calls itself; default: client.example.")
 @click.option("--from", "sender", default=None, metavar="ADDRESS", help="Sender in MAIL; empty for <>.")
 @click.option("--to", "recipients", multiple=True, metavar="ADDRESS", help="Recipient in RCPT; may be repeated.")
 @click.option("--tls", is_flag=True, help="As if the connection were encrypted.")
@@ -57,7 +57,7 @@ def explain(
     file: Path | None,
     listener: str,
     ip: str,
-    helo: str,
+    helo: str | None,
     sender: str | None,
     recipients: tuple[str, ...],
     tls: bool,
@@ -81,8 +81,8 @@ def explain(
 
     try:
         now = _clock(moment)
-        client = _client(ip, helo, tls, login)
-        script = _script(message, dialog, sender, recipients)
+        client = _client(ip, helo or "client.example", tls, login)
+        script = _script(message, dialog, helo, sender, recipients)
         config = load(file, os.environ, files=False)
         performance, zone = asyncio.run(
             _play(config, client, script, now, listener=listener, zone_file=zone_file, ask_agents=ask_agents)
@@ -120,13 +120,13 @@ def _client(ip: str, helo: str, tls: bool, login: str | None) -> Client:
 
 
 def _script(
-    message: Path | None, dialog: Path | None, sender: str | None, recipients: tuple[str, ...]
+    message: Path | None, dialog: Path | None, helo: str | None, sender: str | None, recipients: tuple[str, ...]
 ) -> Envelope | list[Line]:
     from smtpd.rehearsal import Envelope, read_dialog, read_message
 
     if dialog is not None:
-        if message is not None or sender is not None or recipients:
-            raise click.UsageError("--session brings its own envelope and message")
+        if message is not None or helo is not None or sender is not None or recipients:
+            raise click.UsageError("--session brings its own greeting, envelope and message")
         return read_dialog(dialog)
     if message is None or sender is None or not recipients:
         raise click.UsageError("MESSAGE, --from and --to are needed, or --session")

@@ -184,7 +184,7 @@ class MemoryServer:
         resolver: Resolver | None = None,
     ) -> None:
         self.delivered: list[Delivered] = []
-        self._lines = _Lines()
+        self._lines = LogEntries()
         self._log = Log(LogOptions(), sink=self._lines)
         self._talks: list[Talk] = []
         own_filters = {name: _unplug(plug) for name, plug in (filters or {}).items()}
@@ -275,13 +275,14 @@ class MemoryServer:
         return Keeper
 
 
-class _Lines:
-    """A sink of log lines."""
+class LogEntries:
+    """A sink of log lines, as JSON."""
 
     def __init__(self) -> None:
         self.entries: list[dict[str, object]] = []
 
     def write(self, data: bytes) -> int:
+        """Keep whole lines."""
         self.entries += map(json.loads, data.splitlines())
         return len(data)
 

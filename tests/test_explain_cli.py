@@ -165,6 +165,7 @@ def test_what_was_recorded_can_be_repeated_without_the_network(desk: Path) -> No
         (("message.eml", *ENVELOPE, "--listener", "smpt"), "zone.toml", "there is no listener 'smpt'"),
         (("message.eml", "--from", "joe@sender.example"), "zone.toml", "MESSAGE, --from and --to are needed"),
         (("message.eml", "--session", "none.smtp"), "zone.toml", "--session brings its own"),
+        (("--session", "none.smtp", "--helo", "mx.example"), "zone.toml", "--session brings its own"),
         (("none.eml", *ENVELOPE), "zone.toml", "none.eml: cannot be read: No such file"),
         (("--session", "none.smtp"), "zone.toml", "none.smtp: cannot be read: No such file"),
         (("message.eml", *ENVELOPE, "--helo", "a\nb"), "zone.toml", "'a\\nb' cannot stand in a command"),

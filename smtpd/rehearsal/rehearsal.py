@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 from smtpd import plugins
 from smtpd.auth import Authenticator, ProviderOptions
@@ -16,7 +15,7 @@ from smtpd.dns import Resolver
 from smtpd.findings import results_field
 from smtpd.generation import Generation
 from smtpd.log import Log
-from smtpd.memory import MemoryTransport, Talk
+from smtpd.memory import LogEntries, MemoryTransport, Talk
 from smtpd.model import Session, TlsInfo, Transaction
 from smtpd.policy import Decision, Filter
 from smtpd.rehearsal.questions import Question, WatchedResolver
@@ -97,7 +96,7 @@ class Performance:
     """The mode of every filter."""
     steps: list[Step]
     letters: list[Letter]
-    complaints: list[dict[str, Any]]
+    complaints: list[dict[str, object]]
     """Warnings and errors of the log."""
 
     @property
@@ -172,7 +171,7 @@ class _Stage:
     ) -> None:
         self.watch = Watch()
         self.collected: list[Collected] = []
-        self.lines = _Lines()
+        self.lines = LogEntries()
         self.resolver = WatchedResolver(resolver)
         self._now = now
         self._config = config
@@ -326,21 +325,6 @@ class _Play:
 class _Transport(MemoryTransport):
     async def start_tls(self) -> TlsInfo:
         return ENCRYPTED
-
-
-class _Lines:
-    """A sink of log lines."""
-
-    def __init__(self) -> None:
-        self.entries: list[dict[str, Any]] = []
-
-    def write(self, data: bytes) -> int:
-        self.entries += map(json.loads, data.splitlines())
-        return len(data)
-
-    def reopen(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 def _free_names() -> Iterable[str]:
