@@ -232,7 +232,8 @@ class _Batch:
 
     def _sync_files(self, jobs: list[Job]) -> None:
         files = [(job, descriptor) for job in jobs for descriptor in job.descriptors]
-        if len(files) > 1:  # start writing everywhere before waiting anywhere
+        if len(files) > 1 and not self._syncer.is_together:
+            # Start writing everywhere before waiting anywhere; files handed over together need no such hint.
             for _, descriptor in files:
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         failures = self._syncer.sync([descriptor for _, descriptor in files])
