@@ -18,7 +18,8 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address
+from socket import AF_INET, AF_INET6, inet_pton
 
 from smtpd.dns.answer import MAX_NAME
 from smtpd.replies import clean
@@ -31,7 +32,8 @@ MAX_RECORD = 8192  # octets; RFC 7208 §3.4 wants 512, the longest in use have s
 MAX_RECORDS = 16384  # octets of all records that one check reads
 MAX_TERM = 512  # characters; a name has 253, and macros are shorter than what they stand for
 MAX_MACROS = 50  # of one record
-MAX_ADDRESSES = 100  # of one host that are looked at
+MAX_ADDRESSES = 100  # of one host that are looked at, and more than the ten names of ptr
+MAX_HOSTS = 11  # of mx: one more than count, so that it is known that there are too many (RFC 7208 §4.6.4)
 LONGEST_CHECK = 20.0  # seconds, RFC 7208 §4.6.4
 
 # RFC 7208 §7.1; digits are not zero (§7.3)
@@ -148,10 +150,11 @@ class Query(spf.query):  # type: ignore[misc]
         """Whether the client is in the network of one of them, all of its own kind; much faster than the library's."""
         client = int(self.ipaddr)
         shift = self.ipaddr.max_prefixlen - length
+        family = AF_INET if self.ipaddr.version == 4 else AF_INET6
         try:
-            return any((int(ip_address(address)) ^ client) >> shift == 0 for address in addresses[:MAX_ADDRESSES])
-        except ValueError as error:
-            raise spf.PermError(str(error)) from error
+            return any((int.from_bytes(inet_pton(family, address)) ^ client) >> shift == 0 for address in addresses)
+        except (OSError, ValueError) as error:
+            raise spf.PermError(f"Invalid address ({error})") from error
 
     def validated_ptrs(self) -> list[str]:
         """Names of the client that lead back to it; a name that cannot be looked up is none (RFC 7208 §5.5)."""

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from spf_house import NAME, Asked, Tables, check, client, elsewhere, record
 from spf_suite import DEFAULT_EXPLANATION, Case, Scenario, scenarios
 
-from filters.spf_evaluation import Client, Evaluation, evaluate, is_domain
+from filters.spf_evaluation import Client, Evaluation, evaluate, is_domain, library_values
 from smtpd.authentication_results import SpfResult
-from smtpd.dns import Answer, LimitedResolver, Txt, Type
+from smtpd.dns import Answer, LimitedResolver, Mx, Record, Txt, Type
 from smtpd.zone import Zone
 
 CASES = [pytest.param(scenario, case, id=case.name) for scenario in scenarios() for case in scenario.cases]
@@ -136,6 +136,20 @@ async def test_of_the_addresses_of_a_host_the_first_hundred_count() -> None:
     assert (await check(zone))[0].result == "pass"
     zone[NAME] = record("a", "-all", A=[*others, "198.51.100.200", "192.0.2.1"])
     assert (await check(zone))[0].result == "fail"
+
+
+async def test_hundred_addresses_count_of_each_host_of_mx() -> None:
+    hosts = [f"h{number}.example" for number in range(10)]
+    zone: Tables = {NAME: record("mx", "-all", MX=[f"10 {host}" for host in hosts])}
+    zone |= {host: {"A": [f"198.51.100.{number}" for number in range(50)]} for host in hosts}
+    zone[hosts[-1]] = {"A": ["192.0.2.1"]}
+    assert (await check(zone))[0].result == "pass"
+
+
+@pytest.mark.parametrize(("kind", "most"), [("A", 100), ("AAAA", 100), ("PTR", 100), ("MX", 11)])
+def test_library_gets_no_more_records_than_can_count(kind: Type, most: int) -> None:
+    records: tuple[Record, ...] = tuple(Mx(10, "") if kind == "MX" else "" for _ in range(4000))
+    assert len(library_values(Answer("ok", records), kind)) == most
 
 
 @pytest.mark.parametrize(
