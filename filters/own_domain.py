@@ -174,11 +174,11 @@ def _authors(message: Message) -> Iterator[str]:
     octets = MAX_OCTETS
     for value in message.field_values("from")[:MAX_FIELDS]:
         try:
-            addresses = parse_address_list(value, max_octets=octets).addresses
+            domains = parse_address_list(value, max_octets=octets).domains
         except AddressError:
             break
         octets -= len(value)
-        found |= dict.fromkeys(address.domain for address in addresses)
+        found |= dict.fromkeys(domains)
     return iter(found)
 
 

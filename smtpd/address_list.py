@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from smtpd.addresses import MAX_PATH, Address, AddressError, parse_path
+from smtpd.addresses import MAX_PATH, Address, AddressError, normalise_domain, parse_path
 
 MAX_OCTETS = 1 << 15  # of a field; our own choice, 100 of the longest addresses
 MAX_ADDRESSES = 100
@@ -28,6 +28,11 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
+_ATOM = r"[^\x00-\x20\x7f()<>@,;:\\\".\[\]]++"
+_BEHIND_AT = re.compile(rf"@[ .]*+({_ATOM}(?: *+\. *+{_ATOM})*+)")
+_BLANKS = re.compile(" +")
+_SHOWN: Mapping[str, str] = {"blank": " ", "quoted": "_"}
+_WORDS = re.compile(r"[^ .@] +[^ .@]")
 _COMMENT_PIECE = re.compile(r"(?:[^()\\]++|\\.)*+(?P<end>[()]?)", re.DOTALL)
 
 Kind = Literal["blank", "word", "quoted", "literal", "sign", "junk"]
@@ -41,6 +46,8 @@ class AddressList:
 
     addresses: tuple[Address, ...]
     """All of them have a domain."""
+    domains: tuple[str, ...]
+    """Of these, and of what is meant to be an address but is none, as in "joe..x@example.org"; each once, in order."""
     is_clean: bool
     """The whole field follows the grammar, its obsolete forms (RFC 5322 §4.4) included."""
 
@@ -60,7 +67,7 @@ def parse_address_list(
     for token in _tokens(text):
         reader.take(token)
     reader.end()
-    return AddressList(tuple(reader.addresses), reader.is_clean)
+    return AddressList(tuple(reader.addresses), tuple(reader.domains), reader.is_clean)
 
 
 def _tokens(text: str) -> Iterator[Token]:
@@ -95,6 +102,7 @@ class _Reader:
 
     def __init__(self, max_addresses: int) -> None:
         self.addresses: list[Address] = []
+        self.domains: dict[str, None] = {}
         self.is_clean = True
         self._max_addresses = max_addresses
         self._outside: list[Token] = []
@@ -156,10 +164,29 @@ class _Reader:
         address = _address(outside if inside is None else inside)
         self.is_clean &= address is not None and (inside is None or not outside or _is_phrase(outside))
         if address is None:
+            self.domains |= dict.fromkeys(_domains_of_broken(inside or outside))
             return
+        self.domains[address.domain] = None
         if len(self.addresses) >= self._max_addresses:
             raise AddressError(f"it names more than {self._max_addresses} addresses")
         self.addresses.append(address)
+
+
+def _domains_of_broken(tokens: Sequence[Token]) -> Iterator[str]:
+    """What programs that are not careful would take for the domain of an address; none when it is a name.
+
+    Words with blanks between them are a name that holds an "@", as in "Sales @ Foo Inc, Berlin", and so are quotes.
+    """
+    shown = "".join(_SHOWN.get(kind, word) if word != "(" else " " for kind, word in tokens)
+    if _WORDS.search(shown.strip()) is not None:
+        return
+    for text in _BEHIND_AT.findall(shown):
+        try:
+            domain = normalise_domain(_BLANKS.sub("", text).strip("."))
+        except AddressError:
+            continue
+        if "." in domain:
+            yield domain
 
 
 def _is_phrase(tokens: Sequence[Token]) -> bool:

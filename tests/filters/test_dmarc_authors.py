@@ -46,6 +46,31 @@ def test_domains_of_a_from_field(field: bytes, domains: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    "address",
+    [
+        b"boss.@bank.example", b".boss@bank.example", b"the..boss@bank.example", b"boss@bank.example.",
+        b"b\xf6ss@bank.example", b"bo\xa0ss@bank.example", b"<boss\xe2\x80\xa8@bank.example>", b"bo[ss@bank.example",
+        b"<mailto:boss@bank.example>", b"boss@x@bank.example", b"<boss@@bank.example>", b'"the"boss@bank.example',
+        b"\\boss@bank.example", b"Boss <.boss@bank.example>", b"boss. @ bank . example", b"b" * 1100 + b"@bank.example",
+    ],
+)  # fmt: skip
+def test_what_is_almost_an_address_names_its_author_and_hides_nobody(address: bytes) -> None:
+    assert authors(b" " + address).domains == ("bank.example",)
+    assert authors(b" eve@evil.example, " + address).domains == ("evil.example", "bank.example")
+    assert authors(b" " + address + b", eve@evil.example").domains == ("bank.example", "evil.example")
+
+
+@pytest.mark.parametrize("last", [b"boss@bank.example (", b'"boss@bank.example', b"<boss@bank.example\0>"])
+def test_what_was_not_closed_hides_nobody(last: bytes) -> None:
+    assert authors(b" eve@evil.example, " + last).domains == ("evil.example", "bank.example")
+
+
+@pytest.mark.parametrize("name", [b"Sales @ Foo Bar", b"joe@bank.example via Team", b"Joe", b'"joe@bank.example"'])
+def test_a_name_with_a_comma_that_nobody_quoted_is_no_author(name: bytes) -> None:
+    assert authors(b" " + name + b", Inc <news@foo.example>").domains == ("foo.example",)
+
+
+@pytest.mark.parametrize(
     "field",
     [
         b"", b" ", b" joe", b" undisclosed:;", b" <>", b" (joe@a.example)", b' "joe@a.example"',

@@ -56,6 +56,15 @@ async def test_an_author_whose_dns_is_slow_does_not_hide_the_policy_of_another_o
         assert (await bench.send("From: eve@slow.example, boss@bank.example\n\nHello\n")).startswith(REFUSED)
 
 
+@pytest.mark.parametrize("forged", ["boss.@bank.example", "boss@bank.example.", "<boss\0@bank.example>"])
+async def test_an_address_that_is_not_quite_one_does_not_get_past_its_policy(forged: str) -> None:
+    proven = (spf("pass", "evil.example"), dkim("pass", "evil.example"))
+    async with Bench(proven) as bench:
+        assert (await bench.send(f"From: {forged}, eve@evil.example\n\nHello\n")).startswith(REFUSED)
+    async with Bench((spf("pass", "bank.example"), UNSIGNED)) as bench:
+        assert (await bench.send(f"From: {forged}\n\nHello\n")).startswith("250 ")
+
+
 @pytest.mark.parametrize("mode", ["enforce", "observe"])
 @pytest.mark.parametrize("on_tempfail", ["tag", "defer"])
 async def test_dns_that_is_down_defers_at_most(mode: str, on_tempfail: str) -> None:

@@ -107,6 +107,12 @@ async def test_author_of_ours_without_proof_is_refused() -> None:
     assert house.count("header", "fail") == 1
 
 
+@pytest.mark.parametrize("author", [b"ceo.@example.test", b"ceo@example.test.", b"c\xe9o@example.test"])
+async def test_what_is_not_quite_an_address_of_ours_is_refused_also_beside_another_author(author: bytes) -> None:
+    for authors in (author, author + b", eve@other.example"):
+        assert (await House().send(b"From: " + authors + b"\r\n\r\nHello\r\n")).startswith(REFUSED)
+
+
 async def test_sender_of_ours_without_proof_is_refused() -> None:
     house = House()
     assert (await house.send(THEIRS, sender=INSIDE)).startswith(REFUSED)
