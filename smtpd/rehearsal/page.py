@@ -86,7 +86,7 @@ def _lines(performance: Performance) -> Iterator[tuple[int, str]]:
 
 
 def _step(step: Step, performance: Performance) -> Iterator[tuple[int, str]]:
-    yield 0, f"C: {step.said}" if step.said else "(connects)"
+    yield 0, "(connects)" if step.moment == "connect" else f"C: {step.said}"
     told: set[int] = set()
     for opinion in step.opinions:
         yield 3, opinion.filter + (" (observes)" if performance.modes.get(opinion.filter) == "observe" else "")

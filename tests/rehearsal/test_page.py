@@ -193,6 +193,12 @@ async def test_the_pass_of_everybody_is_shown() -> None:
     assert lines[lines.index("   silent") + 2 :][:2] == ["      result  pass", "      action  goes on"]
 
 
+async def test_an_empty_command_is_no_connection() -> None:
+    lines = await shown(script=said("", "QUIT"))
+    assert lines.count("(connects)") == 1
+    assert lines[lines.index("S: 500 5.5.2 Unknown command") - 1] == "C:"
+
+
 def test_differences_stand_one_above_the_other_and_whatever_is_in_them_fits_a_terminal() -> None:
     long = "550 " + "word " * 40 + "end"
     shown = differences_page([Difference("rcpt[0]", f"550 \u00a0{EVIL}", long), Difference("data", "2", "y" * 9999)])
