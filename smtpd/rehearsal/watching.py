@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from time import perf_counter
@@ -17,6 +18,8 @@ from smtpd.services import Services
 HOOKS: Mapping[StageName, str] = {
     "connect": "on_connect", "helo": "on_helo", "mail": "on_mail", "rcpt": "on_rcpt", "message": "on_message",
 }  # fmt: skip
+
+INTERRUPTED = "interrupted: nobody waited for it any longer"
 
 Ask = Callable[..., Awaitable[Verdict]]
 
@@ -83,6 +86,9 @@ class Watch:
             try:
                 opinion.verdict = await ask(self_, *subject)
                 return opinion.verdict
+            except CancelledError:
+                opinion.failure = INTERRUPTED
+                raise
             except BaseException as problem:
                 opinion.failure = f"{type(problem).__name__}: {problem}".removesuffix(": ")
                 raise

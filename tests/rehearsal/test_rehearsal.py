@@ -14,6 +14,7 @@ from smtpd.options import AgentOptions
 from smtpd.policy import PASS, Filter, Verdict
 from smtpd.rehearsal import Client, Envelope, Line, RehearsalError
 from smtpd.rehearsal.rehearsal import MAX_SAID
+from smtpd.rehearsal.watching import INTERRUPTED
 
 NO = texts.DENIED_CLIENT(ip="192.0.2.1")
 LATER = texts.SPF_TEMPERROR
@@ -116,7 +117,7 @@ async def test_a_filter_out_of_time_is_shown_and_never_refuses() -> None:
     done = await play(filters={"slow": Slow}, rules={"slow": {"timeout": 0.01, "on_error": "pass"}})
     assert done.ending == "accepted"
     (opinion,) = step_at(done, "mail").opinions
-    assert opinion.failure == "CancelledError"
+    assert opinion.failure == INTERRUPTED
     assert [one.result for step in done.steps for one in step.decisions] == ["timeout"]
 
 
