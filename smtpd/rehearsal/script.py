@@ -97,6 +97,8 @@ def read_dialog(path: Path) -> list[Line]:
     text = _read(path, MAX_DIALOG).replace(b"\r\n", b"\n").removesuffix(b"\n")
     written = text.split(b"\n")
     if not any(line.startswith((b"C:", b"C-")) for line in written):
+        if not text.strip():
+            raise ScriptError(f"{path}: there is nothing in it that a client says")
         return [Line(line + b"\r\n") for line in written]
     lines = []
     for number, line in enumerate(written, 1):
@@ -107,7 +109,7 @@ def read_dialog(path: Path) -> list[Line]:
             else:
                 lines.append(Line(_unescaped(said) + (b"\r\n" if kind == b"C:" else b"")))
         elif line.strip() and not line.startswith((b"#", b"S:", b"M:")):
-            raise ScriptError(f"{path.name}:{number}: is no line of a dialog (C:, C-, S:, M: or #)")
+            raise ScriptError(f"{path}:{number}: is no line of a dialog (C:, C-, S:, M: or #)")
     return lines
 
 
@@ -120,7 +122,7 @@ def _read(path: Path, limit: int) -> bytes:
         with path.open("rb") as stream:
             octets = stream.read(limit + 1)
     except OSError as error:
-        raise ScriptError(f"{path.name}: cannot be read: {error.strerror}") from None
+        raise ScriptError(f"{path}: cannot be read: {error.strerror}") from None
     if len(octets) > limit:
-        raise ScriptError(f"{path.name}: is larger than {limit} octets")
+        raise ScriptError(f"{path}: is larger than {limit} octets")
     return octets

@@ -45,9 +45,19 @@ def test_a_line_that_is_none_is_named(tmp_path: Path) -> None:
         read_dialog(path)
 
 
+@pytest.mark.parametrize("octets", [b"", b"\n", b" \r\n\r\n"])
+def test_an_empty_dialog_is_a_mistake(tmp_path: Path, octets: bytes) -> None:
+    path = tmp_path / "dialog.smtp"
+    path.write_bytes(octets)
+    with pytest.raises(ScriptError, match=r"dialog\.smtp: there is nothing in it that a client says"):
+        read_dialog(path)
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ScriptError, match=r"none\.eml: cannot be read: No such file"):
         read_message(tmp_path / "none.eml")
+    with pytest.raises(ScriptError, match=r"^\.: cannot be read: Is a directory"):
+        read_message(Path())
 
 
 def test_a_file_that_is_too_big_is_not_read(tmp_path: Path) -> None:
