@@ -54,7 +54,8 @@ def test(files: tuple[Path, ...], config: Path | None, only: str, explains: bool
             for case, performance, differences in _played(tests, config, only, problems):
                 told.append({"file": str(path), "case": case.name, "differences": list(map(asdict, differences))})
                 if not as_json:
-                    _print(case, performance if explains else None, differences)
+                    name = case.name if len(files) == 1 else f"{path}: {case.name}"
+                    _print(name, performance if explains else None, differences)
         except ConfigError as error:
             problems.append(str(error))
     failed = sum(bool(one["differences"]) for one in told)
@@ -158,10 +159,10 @@ def _clock(moment: float | None) -> Callable[[], float]:
     return time.time if moment is None else lambda: moment
 
 
-def _print(case: Case, performance: Performance | None, differences: list[Difference]) -> None:
+def _print(name: str, performance: Performance | None, differences: list[Difference]) -> None:
     from smtpd.rehearsal.page import differences_page, page, printable
 
-    click.echo(f"{'FAIL' if differences else 'ok  '}  {printable(case.name)}")
+    click.echo(f"{'FAIL' if differences else 'ok  '}  {printable(name)}")
     if differences:
         click.echo(differences_page(differences))
     if differences and performance is not None:

@@ -118,14 +118,25 @@ def test_machines_are_told_every_difference(desk: Path) -> None:
 def test_what_cannot_be_used_is_exit_status_2(desk: Path, text: str, problem: str) -> None:
     done = run(desk, text)
     assert done.exit_code == 2
-    assert problem in done.stderr
+    assert problem in done.stderr.replace(f"{desk}/", "")
+
+
+def test_of_several_files_each_is_named_as_it_was_given(desk: Path) -> None:
+    (desk / "sub").mkdir()
+    first, second, third = desk / "policy.toml", desk / "sub" / "policy.toml", desk / "sub" / "other.toml"
+    first.write_text('config_file = "config.toml"\n' + CASE)
+    third.write_text("case = []\n")
+    second.write_text('config_file = "../config.toml"\n' + CASE.replace('"message', '"../message').replace("250", "550"))
+    done = CliRunner().invoke(main, ["test", *map(str, (first, second, third))])
+    assert done.stdout.startswith(f"ok    {first}: a case\nFAIL  {second}: a case\n")
+    assert (done.exit_code, done.stderr) == (2, f"{third}:1: case: there is none\n")
 
 
 def test_a_file_that_cannot_be_used_does_not_keep_the_others_from_running(desk: Path) -> None:
     (desk / "policy.toml").write_text('config_file = "config.toml"\n' + CASE)
     done = CliRunner().invoke(main, ["test", str(desk / "none.toml"), str(desk / "policy.toml")])
-    assert (done.exit_code, done.stdout) == (2, "ok    a case\n1 passed, 0 failed\n")
-    assert done.stderr == "none.toml: cannot be read: No such file or directory\n"
+    assert (done.exit_code, done.stdout) == (2, f"ok    {desk / 'policy.toml'}: a case\n1 passed, 0 failed\n")
+    assert done.stderr == f"{desk / 'none.toml'}: cannot be read: No such file or directory\n"
 
 
 def test_a_case_that_cannot_be_played_does_not_keep_the_others_from_running(desk: Path) -> None:
@@ -134,7 +145,7 @@ def test_a_case_that_cannot_be_played_does_not_keep_the_others_from_running(desk
     assert (done.exit_code, done.stdout) == (2, "ok    a case\n1 passed, 0 failed\n")
     assert [line.split(":")[1] for line in done.stderr.splitlines()] == ["8", "15"]
     done = run(desk, 'listener = "x"\n' + CASE + CASE.replace("a case", "another"))
-    assert done.stderr == "policy.toml:1: listener: there is no listener 'x'; there is smtp\n"
+    assert done.stderr == f"{desk / 'policy.toml'}:1: listener: there is no listener 'x'; there is smtp\n"
 
 
 def test_a_filter_that_matches_no_case_is_no_success(desk: Path) -> None:

@@ -178,7 +178,7 @@ class PolicyFile:
     def problem(self, number: int, key: str, message: str) -> Problem:
         """A mistake in a case that shows only when it is played."""
         known = [path for path in (("case", number, key), (key,), ("case", number)) if path in self.lines]
-        return Problem(self.path.name, self.lines[known[0]] if known else None, key, message)
+        return Problem(str(self.path), self.lines[known[0]] if known else None, key, message)
 
 
 def read_tests(path: Path) -> PolicyFile:
@@ -187,9 +187,9 @@ def read_tests(path: Path) -> PolicyFile:
         text = _read(path)
         document = tomllib.loads(text)
     except OSError as error:
-        raise ConfigError([Problem(path.name, None, "", f"cannot be read: {error.strerror}")]) from None
+        raise ConfigError([Problem(str(path), None, "", f"cannot be read: {error.strerror}")]) from None
     except (ValueError, RecursionError) as error:
-        raise ConfigError([Problem(path.name, None, "", f"cannot be read: {error}")]) from None
+        raise ConfigError([Problem(str(path), None, "", f"cannot be read: {error}")]) from None
     lines = key_lines(text)
     try:
         tests = PolicyTests.model_validate(document)
@@ -227,17 +227,19 @@ def _complete(tests: PolicyTests, case: Case) -> Case:
 
 
 def _mistakes(path: Path, cases: tuple[Case, ...], lines: Mapping[KeyPath, int]) -> Iterator[Problem]:
+    if not cases:
+        yield Problem(str(path), _line(("case",), lines), "case", "there is none")
     names: set[str] = set()
     for number, case in enumerate(cases):
         place: KeyPath = ("case", number)
         if case.name in names:
-            yield Problem(path.name, _line((*place, "name"), lines), "name", f'there are two cases "{case.name}"')
+            yield Problem(str(path), _line((*place, "name"), lines), "name", f'there are two cases "{case.name}"')
         names.add(case.name)
         if (case.message is None) == (case.message_file is None):
-            yield Problem(path.name, _line(place, lines), "message", "needs either message or message_file")
+            yield Problem(str(path), _line(place, lines), "message", "needs either message or message_file")
         if len(case.expect.rcpt) not in (0, 1, len(case.rcpt)):
             where = (*place, "expect", "rcpt")
-            yield Problem(path.name, _line(where, lines), "expect.rcpt", "must be one reply, or one for each recipient")
+            yield Problem(str(path), _line(where, lines), "expect.rcpt", "must be one reply, or one for each recipient")
         try:
             ClientTable.model_validate(case.client)
         except ValidationError as error:
@@ -264,7 +266,7 @@ def _problems(
             message, guess = "unknown key", closest(details["loc"][-1], known)
         elif details["type"] == "value_error":
             message = str(details.get("ctx", {}).get("error", message))
-        found.setdefault(place, Problem(path.name, _line(place, lines), _dotted(place), message, guess))
+        found.setdefault(place, Problem(str(path), _line(place, lines), _dotted(place), message, guess))
     return sorted(found.values(), key=lambda problem: problem.line or 0)
 
 

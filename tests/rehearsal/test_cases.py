@@ -26,7 +26,7 @@ def mistakes(tmp_path: Path, text: str) -> list[str]:
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
         read_tests(path)
-    return str(caught.value).split("\n")
+    return str(caught.value).replace(f"{tmp_path}/", "").split("\n")
 
 
 def test_a_case_has_what_the_file_says_unless_it_says_otherwise(tmp_path: Path) -> None:
@@ -100,6 +100,10 @@ def test_mistakes_between_keys_are_found(tmp_path: Path) -> None:
     ]
 
 
+def test_a_file_without_a_case_is_no_success(tmp_path: Path) -> None:
+    assert mistakes(tmp_path, 'listener = "smtp"\ncase = []\n') == ["policy.toml:2: case: there is none"]
+
+
 @pytest.mark.parametrize(
     ("octets", "sentence"),
     [
@@ -114,4 +118,4 @@ def test_a_file_that_is_none_is_an_error(tmp_path: Path, octets: bytes, sentence
     path.write_bytes(octets)
     with pytest.raises(ConfigError) as caught:
         read_tests(path)
-    assert str(caught.value) == f"policy.toml: {sentence}"
+    assert str(caught.value) == f"{path}: {sentence}"
