@@ -81,6 +81,7 @@ def test_an_accepted_message_is_explained_and_goes_nowhere(desk: Path) -> None:
         (("message.eml", *ENVELOPE, "--to", "bob@elsewhere.example"), 1, "partly accepted: 550 5.7.1 "),
         (("message.eml", *ENVELOPE, "--listener", "submission", "--tls"), 1, "refused: 530 "),
         (("message.eml", *ENVELOPE, "--listener", "submission", "--tls", "--login", "joe"), 0, "accepted"),
+        (("message.eml", *ENVELOPE, "--helo", ""), 1, "refused: 501 5.5.4 "),
         (("bare.eml", *ENVELOPE), 1, "refused: 550 5.5.2 "),
         (("message.eml", "--from", "", "--to", "postmaster"), 0, "accepted"),
     ],
