@@ -27,8 +27,7 @@ results.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, ClassVar, Literal
 
@@ -40,6 +39,7 @@ from filters.arc_verification import ChainReport, ChainVerification
 from filters.dkim_header import HeaderSection
 from filters.dkim_keys import Keys, Unusable
 from filters.dkim_signature import Signature
+from filters.dkim_turns import Turns
 from filters.dmarc_authors import find_authors
 from smtpd import metrics, replies
 from smtpd.content import MAX_HEAD
@@ -103,7 +103,7 @@ class Arc(Filter):
         self._keys = Keys(min_bits=options.min_rsa_bits, max_bits=options.max_rsa_bits)
         checks = services.metrics.counter(CHECKS)
         self._checks = {result: checks.labels(name, result) for result in RESULTS}
-        self._big = asyncio.Semaphore(1)  # as in `dkim`: several threads that compute hold the event loop up
+        self._turns = Turns()
 
     def can_refuse(self) -> bool:
         """Only where the option says so."""
@@ -123,9 +123,8 @@ class Arc(Filter):
             return self._judge(mail, ArcResult("none"))
         is_big = message.content.size > INLINE or sum(len(header.places(name)) for name in NAMES) > INLINE_FIELDS
         try:
-            chain = await self._compute(
-                partial(read_chain, header, self.services.now(), max_sets=self._wishes.max_instances), is_big
-            )
+            read = partial(read_chain, header, self.services.now(), max_sets=self._wishes.max_instances)
+            chain = await self._turns.take(read) if is_big else read()
         except Broken as broken:
             return self._judge(mail, ArcResult("fail", reason=str(broken), client_ip=ip))
         report = await self._verify(mail, message.content, header, chain, is_big)
@@ -142,15 +141,9 @@ class Arc(Filter):
         keys = await self._keys.find(self.services.lookups(mail), sorted(names), self.lookup_time)
         verification = ChainVerification(header, content, chain, keys, single=_SINGLE)
         try:
-            return await self._compute(verification.run, is_big)
+            return await self._turns.finish(verification.steps()) if is_big else verification.run()
         finally:
             verification.abandon()
-
-    async def _compute[Found](self, work: Callable[[], Found], is_big: bool) -> Found:
-        if not is_big:
-            return work()
-        async with self._big:
-            return await asyncio.to_thread(work)
 
     def _result(
         self, report: ChainReport, message: Message, header: HeaderSection, chain: Sequence[ArcSet], ip: str

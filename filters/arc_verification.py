@@ -6,7 +6,7 @@ is over all fields of the chain below it, so their hash is carried on from set t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -14,6 +14,7 @@ from filters.arc_chain import ArcSet
 from filters.dkim_header import HeaderSection
 from filters.dkim_keys import Found, Unusable
 from filters.dkim_signature import Signature
+from filters.dkim_turns import finish_at_once
 from filters.dkim_verification import Verification, misfit
 from smtpd.findings import ArcStatus, DkimResult, DkimSignature
 from smtpd.model import ContentSource
@@ -57,7 +58,11 @@ class ChainVerification:
 
     def run(self) -> ChainReport:
         """The report. A chain fails when one thing is wrong, even where DNS does not answer about another."""
-        messages = self._messages.run()
+        return finish_at_once(self.steps())
+
+    def steps(self) -> Generator[None, None, ChainReport]:
+        """The same, for `Turns`."""
+        messages = yield from self._messages.steps()
         newest = self._sets[-1].instance
         findings: list[tuple[str, _Finding]] = [
             (f"ARC-Message-Signature {newest}", (messages[0].result, messages[0].reason))

@@ -17,8 +17,10 @@ Results (RFC 8601 §2.7.1):
 - permerror: there is no key, it was revoked, cannot be read or is not for this; or From is not signed.
 
 A stranger cannot make it work hard: `max_signatures` are looked at, each with one lookup; keys and header sections
-have limits; a body is read once however many sign it, in a thread when it is big, one big one at a time. Of too many
-signatures those that have to do with the domain in From come first, then the topmost.
+have limits; a body is read once however many sign it, and only for signatures that are good but for that. Big ones are
+read in a thread, in turns, half a megabyte each. When so many come that there is no time to read one to its end, its
+signatures are temperror. Of too many signatures those that have to do with the domain in From come first, then the
+topmost.
 
 dkimpy is behind it, with guards: it reads tags and keys, and has the last word on what a signature says. Fields are
 chosen and canonicalised, and bodies hashed, by code of our own that takes the same time whatever the message looks
@@ -36,6 +38,7 @@ from pydantic import Field
 from filters.dkim_header import HeaderSection
 from filters.dkim_keys import Found, Keys, Unusable
 from filters.dkim_signature import Signature, claimed_domain, described, read_signature, read_tags
+from filters.dkim_turns import Turns
 from filters.dkim_verification import Candidate, Verification
 from filters.headers import FieldNames
 from smtpd import metrics, replies
@@ -59,6 +62,7 @@ RESULTS = ("none", "pass", "fail", "policy", "neutral", "temperror", "permerror"
 
 INLINE = 1 << 16  # octets of a message; hashing more than that is left to a thread
 _FIELD = b"dkim-signature"
+_READING_SHARE = 5 / 6  # of `timeout`: after that there are results even if the body was not read to its end
 
 
 class DkimOptions(FilterOptions):
@@ -110,8 +114,8 @@ class Dkim(Filter):
         self._wishes = options
         self._keys = Keys(min_bits=options.min_rsa_bits, max_bits=options.max_rsa_bits)
         checks = services.metrics.counter(CHECKS)
-        # A thread that computes can hold the event loop up for sys.getswitchinterval(), 5 ms; several do so in turns.
-        self._big = asyncio.Semaphore(1)
+        self._turns = Turns()
+        self._reading_time = options.timeout * _READING_SHARE or None
         self._checks = {result: checks.labels(name, result) for result in RESULTS}
 
     def can_refuse(self) -> bool:
@@ -121,6 +125,7 @@ class Dkim(Filter):
 
     async def on_message(self, mail: Transaction, message: Message) -> Verdict:
         """All signatures, up to the limit."""
+        began = asyncio.get_running_loop().time()
         head = message.content.head()
         if _FIELD not in head.lower():
             return self._judge(mail, DkimResults())
@@ -135,7 +140,8 @@ class Dkim(Filter):
         # Without the limit of the message, as `max_signatures` is one: a sender that uses it up with an SPF record of
         # its own must not turn a signature it forged into one that nobody can judge, and DMARC into a doubt.
         keys = await self._keys.find(self.services.resolver, sorted(names), self.lookup_time)
-        reports = await self._verify(header, message.content, candidates, keys)
+        ends = began + self._reading_time if self._reading_time is not None else None
+        reports = await self._verify(header, message.content, candidates, keys, ends)
         return self._judge(mail, DkimResults(reports, unchecked=left_out), header)
 
     def _choose(self, header: HeaderSection) -> tuple[list[int], int]:
@@ -158,7 +164,12 @@ class Dkim(Filter):
             return Candidate(place, described(tags), unusable)
 
     async def _verify(
-        self, header: HeaderSection, content: ContentSource, candidates: Sequence[Candidate], keys: dict[str, Found]
+        self,
+        header: HeaderSection,
+        content: ContentSource,
+        candidates: Sequence[Candidate],
+        keys: dict[str, Found],
+        ends: float | None,
     ) -> tuple[DkimSignature, ...]:
         verification = Verification(
             header,
@@ -171,11 +182,16 @@ class Dkim(Filter):
         )
         if content.size <= INLINE:
             return verification.run()
-        async with self._big:
-            try:
-                return await asyncio.to_thread(verification.run)
-            finally:
-                verification.is_abandoned = True
+        scope = asyncio.timeout_at(ends)
+        try:
+            async with scope:
+                return await self._turns.finish(verification.steps())
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            return verification.so_far()
+        finally:
+            verification.is_abandoned = True
 
     def _judge(self, mail: Transaction, results: DkimResults, header: HeaderSection | None = None) -> Verdict:
         mail.facts.add(results)

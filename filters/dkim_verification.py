@@ -1,19 +1,21 @@
-"""All signatures of one message, verified: the cheap questions first, then one pass over the body, then the keys.
+"""All signatures of one message, verified: the cheap questions first, then the keys, at last one pass over the body.
 
-Nothing here waits, so it can run in a thread. dkimpy's own `verify` would do all of this once per signature, and
+So a body is read only for signatures that are good but for that: nobody can forge one to have it read. Nothing here
+waits, so it can run in a thread. dkimpy's own `verify` would do all of this once per signature, and
 says no more than yes or no; a test compares our answers with its.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
-from filters.dkim_body import BodyDigest, Part, body_pieces, digest_body
+from filters.dkim_body import BodyDigest, Part, body_pieces, digest_steps
 from filters.dkim_header import HeaderSection
 from filters.dkim_keys import Found, Key, Unusable
 from filters.dkim_signature import Signature
+from filters.dkim_turns import finish_at_once
 from smtpd.findings import DkimSignature
 from smtpd.model import ContentSource
 
@@ -50,25 +52,52 @@ class Verification:
         self._single = single
         self._counts_partial = counts_partial
         self._counts_tried = counts_tried
+        self._keys_that_match: list[Found] | None = None
 
     def run(self) -> tuple[DkimSignature, ...]:
         """One report for each candidate, in order."""
-        keys = [self._key_for(candidate.found) for candidate in self._candidates]
+        return finish_at_once(self.steps())
+
+    def steps(self) -> Generator[None, None, tuple[DkimSignature, ...]]:
+        """The same, for `Turns`."""
+        keys = self._keys_that_match = [self._matching_key(candidate) for candidate in self._candidates]
         wanted = {
             (candidate.found.body, candidate.found.length)
             for candidate, key in zip(self._candidates, keys, strict=True)
             if isinstance(candidate.found, Signature) and isinstance(key, Key)
         }
-        digests = digest_body(self._body(), wanted) if wanted else {}
-        return tuple(
-            self._judged(candidate, key, digests) for candidate, key in zip(self._candidates, keys, strict=True)
-        )
+        if not wanted:
+            return self._reports(keys, {})
+        return self._reports(keys, (yield from digest_steps(self._body(), wanted)))
+
+    def so_far(self) -> tuple[DkimSignature, ...]:
+        """What can be said before the body is read to its end; what depends on that nobody knows."""
+        unread = Unusable("temperror", "there was no time to read the body")
+        keys = self._keys_that_match
+        if keys is None:
+            keys = [self._matching_key(candidate) for candidate in self._candidates]
+        return self._reports([unread if isinstance(key, Key) else key for key in keys], {})
 
     def _body(self) -> Iterator[bytes]:
         for piece in body_pieces(self._content.chunks(), self._header.octets):
             if self.is_abandoned:
                 return
             yield piece
+
+    def _reports(self, keys: Sequence[Found], digests: Mapping[Part, BodyDigest]) -> tuple[DkimSignature, ...]:
+        return tuple(
+            self._judged(candidate, key, digests) for candidate, key in zip(self._candidates, keys, strict=True)
+        )
+
+    def _matching_key(self, candidate: Candidate) -> Found:
+        """The key, when it made this signature of the header and so of the body hash; or why it does not count."""
+        key, found = self._key_for(candidate.found), candidate.found
+        if isinstance(key, Unusable) or isinstance(found, Unusable):
+            return key
+        octets = self._header.signed_octets(found.names, found.header, candidate.place)
+        if not key.verifies(found.signature, sha256(octets).digest()):
+            return Unusable("fail", "the signature does not match")
+        return key
 
     def _key_for(self, found: Signature | Unusable) -> Found:
         """The key to use, or why there is no use."""
@@ -103,9 +132,6 @@ class Verification:
             return replace(report, result="fail", reason="the body was changed")
         if body.beyond < 0:
             return replace(report, result="neutral", reason="l= is more than the body has")
-        octets = self._header.signed_octets(signature.names, signature.header, candidate.place)
-        if not key.verifies(signature.signature, sha256(octets).digest()):
-            return replace(report, result="fail", reason="the signature does not match")
         return self._passed(report, body.beyond)
 
     def _passed(self, report: DkimSignature, unsigned: int) -> DkimSignature:

@@ -3,20 +3,21 @@
 import asyncio
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 
 import pytest
 from dkim.canonicalization import ALGORITHMS
-from dkim_house import JOE, house
+from dkim_house import EVE, JOE, house
 from hypothesis import example, given
 from hypothesis import strategies as st
 from signer import LETTER
 
 from filters.dkim import INLINE, Dkim
-from filters.dkim_body import PIECE, BodyDigest, body_pieces, digest_body
+from filters.dkim_body import PIECE, SLICE, BodyDigest, body_pieces, digest_body
 from filters.dkim_header import Canonicalisation, squeezed
 from smtpd.addresses import Address
+from smtpd.findings import DkimResults
 from smtpd.memory import MemoryServer
 from smtpd.model import Message, Transaction
 
@@ -114,9 +115,12 @@ class Source:
         self.may_go_on = threading.Event()
         self.ended = threading.Event()
         self.may_go_on.set()
+        self.when_read: Callable[[], int] = lambda: 0
+        self.then = 0
 
     def chunks(self) -> Iterator[bytes]:
         self.readers.append(threading.get_ident())
+        self.then = self.when_read()
         try:
             for start in range(0, self.size, 1000):
                 self.read += 1
@@ -137,12 +141,14 @@ def big(size: int) -> Source:
     return Source(JOE.sign(LETTER + b"x" * size + b"\r\n"))
 
 
-async def ask(server: MemoryServer, source: Source) -> frozenset[str]:
-    session = (await server.connect()).session
-    mail = Transaction(id="test", session=session, sender=Address.null)
+async def transaction(server: MemoryServer) -> Transaction:
+    return Transaction(id="test", session=(await server.connect()).session, sender=Address.null)
+
+
+async def ask(server: MemoryServer, source: Source, mail: Transaction | None = None) -> frozenset[str]:
     dkim = server.filters["dkim"]
     assert isinstance(dkim, Dkim)
-    return (await dkim.on_message(mail, Message(source))).labels
+    return (await dkim.on_message(mail or await transaction(server), Message(source))).labels
 
 
 async def test_big_bodies_are_read_in_a_thread_and_small_ones_at_once() -> None:
@@ -166,6 +172,47 @@ async def test_one_big_body_is_read_at_a_time() -> None:
         first.may_go_on.set()
         assert await both == [{"dkim-pass"}] * 2
     assert len(second.readers) == 1
+
+
+async def test_big_body_waits_for_one_turn_of_each_other_and_not_for_the_end() -> None:
+    first, second = big(3 * SLICE), big(INLINE)
+    first.may_go_on.clear()
+    async with house() as server:
+        slow = asyncio.create_task(ask(server, first))
+        await asyncio.to_thread(first.began.wait, 30)
+        quick = asyncio.create_task(ask(server, second))
+        second.when_read = lambda: first.read
+        for _ in range(20):
+            await asyncio.to_thread(threading.get_ident)
+        first.may_go_on.set()
+        assert await quick == await slow == {"dkim-pass"}
+    assert second.then == -(-SLICE // 1000)
+    assert first.read == -(-first.size // 1000)
+
+
+async def test_body_is_not_read_for_a_signature_that_was_not_made_for_its_header() -> None:
+    forged = big(INLINE)
+    forged.octets = forged.octets.replace(b"Subject: ", b"Subject: Re: ")
+    async with house() as server:
+        assert await ask(server, forged) == {"dkim-fail"}
+    assert forged.readers == []
+
+
+async def test_signatures_have_results_when_there_is_no_time_to_read_the_body() -> None:
+    forged = EVE.field(LETTER.replace(b"Hi", b"Ho"))
+    source = Source(forged + JOE.sign(LETTER + b"x" * INLINE + b"\r\n"))
+    source.may_go_on.clear()
+    async with house({"timeout": 0.3}) as server:
+        mail = await transaction(server)
+        assert await ask(server, source, mail) == {"dkim-temperror"}
+        source.may_go_on.set()
+        await asyncio.to_thread(source.ended.wait, 30)
+    found = mail.facts.get(DkimResults)
+    assert found is not None
+    assert [(one.result, one.reason) for one in found.signatures] == [
+        ("fail", "the signature does not match"),
+        ("temperror", "there was no time to read the body"),
+    ]
 
 
 async def test_nobody_reads_on_when_the_client_has_gone() -> None:
