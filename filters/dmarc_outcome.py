@@ -12,11 +12,12 @@ from hashlib import blake2b
 
 from filters.dmarc_assessment import Assessment
 from filters.dmarc_rows import Reason
-from smtpd.findings import DmarcResult, Policy
+from smtpd.findings import DmarcResult, Override, Policy
 from smtpd.model import Message
 
 _LOWER: dict[Policy, Policy] = {"reject": "quarantine", "quarantine": "none", "none": "none"}
 _WEIGHT: dict[Policy, int] = {"none": 0, "quarantine": 2, "reject": 4}
+_LOWERING: frozenset[Override] = frozenset(("policy_test_mode", "sampled_out"))
 _DEFERRED = 3
 _STATUSES = ("pass", "none", "permerror", "temperror", "fail")
 
@@ -67,6 +68,7 @@ class Outcome:
             disposition=self.disposition,
             override=kind,
             reason=comment,
+            evaluated=lowered(assessment.policy) if _LOWERING.intersection(kind for kind, _ in self.reasons) else None,
         )
 
 

@@ -162,15 +162,22 @@ class DmarcResult:
     """What becomes of it here, overrides considered."""
     override: Override | None = None
     reason: str = ""
+    evaluated: Policy | None = None
+    """The policy once `t` and `pct` of the record are considered; None: `policy` itself."""
 
     def results(self) -> Iterable[MethodResult]:
-        """RFC 9989 and RFC 8601 §2.7; the policy stands in a comment, as everybody does it."""
+        """RFC 8601 §2.7, and RFC 9989, "IANA Considerations": header.from, policy.dmarc.
+
+        What becomes of the message stands in a comment, as everybody does it: no property is registered for that.
+        """
         comment = ""
         if self.policy_domain:
             comment = f"p={self.policy} dis={self.disposition}"
             comment += f" override={self.override}" if self.override else ""
-        properties = (("header", "from", self.domain),) if self.domain else ()
-        yield MethodResult("dmarc", self.status, comment=comment, reason=self.reason, properties=properties)
+        properties = [("header", "from", self.domain)] if self.domain else []
+        if self.policy_domain:
+            properties.append(("policy", "dmarc", self.evaluated or self.policy))
+        yield MethodResult("dmarc", self.status, comment=comment, reason=self.reason, properties=tuple(properties))
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,29 @@ async def test_result_stands_in_authentication_results_of_what_is_delivered() ->
         head = bench.server.delivered[0].content.partition(b"\r\n\r\n")[0].replace(b"\r\n", b"")
         assert b"dmarc=fail" in head
         assert b"(p=quarantine dis=quarantine)" in head
-        assert b"header.from=bank.example" in head
+        assert b"header.from=bank.example policy.dmarc=quarantine" in head.replace(b"\t", b" ").replace(b"  ", b" ")
+
+
+@pytest.mark.parametrize(
+    ("facts", "record", "options", "told"),
+    [
+        ((spf("pass", "bank.example"), UNSIGNED), "p=none; sp=reject", {}, "none"),
+        ((spf("pass", "bank.example"), UNSIGNED), "p=reject", {}, "reject"),
+        ((spf(), UNSIGNED), "p=reject; t=y", {}, "quarantine"),
+        ((spf(), UNSIGNED), "p=reject; pct=0", {"pct": "apply"}, "quarantine"),
+        ((spf(), UNSIGNED), "p=reject; t=y", {"exempt_domains": ["bank.example"]}, "quarantine"),
+        ((spf(), UNSIGNED), "p=reject", {"exempt_domains": ["bank.example"]}, "reject"),
+        ((spf(), UNSIGNED), "", {}, None),  # no record
+    ],
+)
+async def test_the_registered_property_is_the_policy_before_overrides_of_ours(
+    facts: tuple[object, ...], record: str, options: dict[str, object], told: str | None
+) -> None:
+    async with Bench(facts, records={"bank.example": record}, **options) as bench:
+        await bench.send()
+        (found,) = bench.finding.results()
+    properties = [("header", "from", "bank.example")]
+    assert list(found.properties) == properties + ([("policy", "dmarc", told)] if told else [])
 
 
 async def test_real_spf_and_dkim_filters_give_what_is_needed() -> None:
