@@ -39,13 +39,14 @@ async def check_spf(examination: Examination, domain: str) -> list[Finding]:
         return _read(parse_spf_record, SPFError, record, domain, resolver=resolver, retries=0)
 
     found, findings = await _parsed(examination, subject, records[0], parse)
-    if findings:
+    if not found:
         return findings
     last = found["parsed"]["all"]
     if last in ("pass", "neutral") and not found["parsed"].get("redirect"):
         text = "It ends without refusing anybody, so whoever is not named in it may send as well."
-        return [Finding("problem" if last == "pass" else "warning", subject, text, "End it with -all or ~all.")]
-    return [Finding("ok", subject, f"It can be read; evaluating it takes up to {found['dns_lookups']} of 10 lookups.")]
+        findings.append(Finding("problem" if last == "pass" else "warning", subject, text, "End it with -all or ~all."))
+    text = f"It can be read; evaluating it takes up to {found['dns_lookups']} of 10 lookups."
+    return findings or [Finding("ok", subject, text)]
 
 
 async def check_dmarc(examination: Examination, domain: str) -> list[Finding]:
@@ -64,9 +65,14 @@ async def check_dmarc(examination: Examination, domain: str) -> list[Finding]:
         return _read(parse_dmarc_record, DMARCError, record, domain, resolver=resolver, retries=0)
 
     found, findings = await _parsed(examination, subject, records[0], parse)
-    if findings:
+    if not found:
         return findings
-    return [Finding("ok", subject, f"Mail that fails is to be treated as {found['tags']['p']['value']}.")]
+    tags: dict[str, dict[str, Any]] = found["tags"]
+    policy = tags["p"]["value"]
+    if "t" in tags and tags["t"]["value"] == "y" and policy != "none":
+        text = f"It is only tried (t=y): mail that fails is treated one level more mildly than {policy}."
+        findings.append(Finding("warning", subject, text, "Take t=y out when the reports look right."))
+    return findings or [Finding("ok", subject, f"Mail that fails is to be treated as {policy}.")]
 
 
 async def check_tlsrpt(examination: Examination, domain: str) -> list[Finding]:

@@ -40,6 +40,12 @@ async def test_an_spf_record_is_judged(zone: Tables, level: str, said: str) -> N
     assert said in findings[0].meaning
 
 
+async def test_a_record_that_lets_everybody_send_is_a_problem_whatever_else_is_odd_about_it() -> None:
+    findings = await check_spf(patient({DOMAIN: {"TXT": ["v=spf1 a:none.example +all"]}}), DOMAIN)
+    assert levels(findings) == ["warning", "problem"]
+    assert "without refusing anybody" in findings[1].meaning
+
+
 async def test_a_later_look_sees_what_the_dns_says_then() -> None:
     zone = {DOMAIN: {"TXT": ["v=spf1 include:other.example -all"]}}
     findings = await check_spf(patient({**zone, "other.example": {"TXT": ["v=spf1 ip4:192.0.2.1 -all"]}}), DOMAIN)
@@ -58,6 +64,11 @@ DMARC = f"_dmarc.{DOMAIN}"
           "mx.example.com": {"A": ["192.0.2.1"]}}, "ok", "treated as reject"),
         ({DMARC: {"TXT": ["v=DMARC1; p=none; rua=mailto:d@example.com"]}, DOMAIN: {"MX": ["1 mx.example.com"]},
           "mx.example.com": {"A": ["192.0.2.1"]}}, "warning", "unenforced"),
+        ({DMARC: {"TXT": ["v=DMARC1; p=reject; t=y; rua=mailto:d@example.com"]}, DOMAIN: {"MX": ["1 mx.example.com"]},
+          "mx.example.com": {"A": ["192.0.2.1"]}}, "warning", "one level more mildly than reject"),
+        ({DMARC: {"TXT": ["v=DMARC1; p=quarantine; t=y"]}}, "warning", "one level more mildly than quarantine"),
+        ({DMARC: {"TXT": ["v=DMARC1; p=reject; t=n; rua=mailto:d@example.com"]}, DOMAIN: {"MX": ["1 mx.example.com"]},
+          "mx.example.com": {"A": ["192.0.2.1"]}}, "ok", "treated as reject"),
         ({DMARC: {"TXT": ["v=DMARC1; p=rejekt"]}}, "problem", "It is wrong"),
         ({DMARC: {"TXT": ["v=DMARC1; p=none", "v=DMARC1; p=reject"]}}, "problem", "2 records"),
         ({DMARC: {"TXT": "tempfail: timeout"}}, "warning", "(timeout)"),
