@@ -76,7 +76,7 @@ def _names(words: tuple[str, ...], where: str, most: int) -> tuple[str, ...]:
         except idna.IDNAError as error:
             raise click.BadParameter(f"{word}: {error}", param_hint=where) from None
         name = normal_name(text)
-        if name is None or name == "." or " " in name:
+        if name is None or name == "." or " " in name or "@" in name or name.replace(".", "").isdigit():
             raise click.BadParameter(f"{word} is no name", param_hint=where)
         names[name] = None
     if len(names) > most:

@@ -88,6 +88,8 @@ def test_a_hostile_record_cannot_write_to_the_terminal(config: Path, nameserver:
     ("arguments", "said"),
     [
         (("a..b",), "a..b is no name"),
+        (("joe@example.com",), "joe@example.com is no name"),
+        (("192.0.2.1",), "192.0.2.1 is no name"),
         (("--selector", "a b"), "is no name"),
         (("--blocklist", "."), "is no name"),
         (("--timeout", "0"), "0.0 is not in the range"),
