@@ -49,7 +49,7 @@ def parse_time(text: str) -> float:
 @click.option("--session", "dialog", type=_FILE, metavar="FILE", help="Replay the client's side of a dialog instead.")
 @click.option("--zone", "zone_file", type=_FILE, metavar="FILE", help="Answer the DNS from this file.")
 @click.option("--record", "record_file", type=_FILE, metavar="FILE", help="Write what the DNS said as such a file.")
-@click.option("--time", "moment", default=None, metavar="TIME", help="Time of day that filters see, as in 2026-11-21T10:00:00Z.")
+@click.option("--time", "moment", default=None, metavar="TIME", help="Time filters see, as in 2026-11-21T10:00:00Z.")
 @click.option("--ask-agents", is_flag=True, help="Ask the delivery agents about recipients; they get no message.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def explain(

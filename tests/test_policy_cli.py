@@ -126,7 +126,8 @@ def test_of_several_files_each_is_named_as_it_was_given(desk: Path) -> None:
     first, second, third = desk / "policy.toml", desk / "sub" / "policy.toml", desk / "sub" / "other.toml"
     first.write_text('config_file = "config.toml"\n' + CASE)
     third.write_text("case = []\n")
-    second.write_text('config_file = "../config.toml"\n' + CASE.replace('"message', '"../message').replace("250", "550"))
+    failing = CASE.replace('"message', '"../message').replace("250", "550")
+    second.write_text('config_file = "../config.toml"\n' + failing)
     done = CliRunner().invoke(main, ["test", *map(str, (first, second, third))])
     assert done.stdout.startswith(f"ok    {first}: a case\nFAIL  {second}: a case\n")
     assert (done.exit_code, done.stderr) == (2, f"{third}:1: case: there is none\n")
