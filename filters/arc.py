@@ -9,7 +9,8 @@ Authentication-Results field:
   host whose message signature still verifies, so that the message was not changed behind it; 0 means all.
 - fail: anything else. It is worth as much as none (RFC 8617 §5.2): the message gets the label `arc-fail`, and is
   refused with 550 5.7.29 only by `fail = "reject"`. A header section beyond our limits is a fail that never refuses.
-- temperror: a key cannot be looked up now. Nothing happens.
+- temperror: a key cannot be looked up now, or the filter broke. Nothing happens, but where the host that sealed last is
+  believed (see below) and `dmarc` or `own_domain` would refuse the message, it hears 451.
 
 **Anybody can seal.** A chain that passes says who claims something, not that it is true. So it counts for nothing but
 the label `arc-pass` unless the host that sealed last is in `trusted_sealers`. Then `dmarc` and `own_domain` do not
@@ -100,6 +101,7 @@ class Arc(Filter):
         super().__init__(name, options, services)
         self._wishes = options
         self._trusted = HostSet(options.trusted_sealers)
+        self._believes = bool(options.trusted_sealers)
         self._keys = Keys(min_bits=options.min_rsa_bits, max_bits=options.max_rsa_bits)
         checks = services.metrics.counter(CHECKS)
         self._checks = {result: checks.labels(name, result) for result in RESULTS}
@@ -121,6 +123,8 @@ class Arc(Filter):
             return self._judge(mail, ArcResult("fail", reason=unusable.reason, client_ip=ip), is_ours=True)
         if not has_chain(header):
             return self._judge(mail, ArcResult("none"))
+        # This stands if the filter breaks or comes too late: nobody is to be refused for good because of that.
+        mail.facts.add(ArcResult("temperror", reason="not validated", client_ip=ip, undecided=self._believes))
         is_big = message.content.size > INLINE or sum(len(header.places(name)) for name in NAMES) > INLINE_FIELDS
         try:
             read = partial(read_chain, header, self.services.now(), max_sets=self._wishes.max_instances)
@@ -158,6 +162,7 @@ class Arc(Filter):
             sealers=sealers,
             trusted_by=sealers[0] if is_trusted else "",
             passed_upstream=is_trusted and self._has_passed(message, header, chain),
+            undecided=report.status == "temperror" and sealers[0] in self._trusted,
             client_ip=ip,
         )
 

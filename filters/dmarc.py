@@ -23,6 +23,8 @@ Whose policy is "reject" or "quarantine" is not obeyed, and the reason stands in
 - the record says `pct`, and `pct = "apply"`: one level less for the rest of the messages (`sampled_out`).
 - nothing would be refused anyway, as in observe mode (`local_policy`).
 
+Where the seal of a trusted sealer cannot be checked now, a message that would be refused hears 451 4.7.1.
+
 A message has exactly one From field, with at least one domain (see `no_author`) and ten at most, or hears 550 5.6.0.
 If it has several domains each of them is asked, and the strictest outcome counts.
 
@@ -193,6 +195,7 @@ class Dmarc(Filter):
             silence=self._silence(mail),
             is_sampled_out=samples and record is not None and self.sampler.leaves_out(message, record.percent),
             defers=options.on_tempfail == "defer",
+            is_open=options.trust_arc and arc is not None and arc.undecided,
         )
 
     def _silence(self, mail: Transaction) -> str:

@@ -35,6 +35,8 @@ class Circumstances:
     is_sampled_out: bool = False
     defers: bool = False
     """Whether mail is put off that might have to be refused, but nobody can say now."""
+    is_open: bool = False
+    """Whether somebody may speak for the message who cannot be asked now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,8 @@ def decide(assessment: Assessment, circumstances: Circumstances) -> Outcome:
         return Outcome(
             assessment, "none", "none", is_deferred=circumstances.defers and (is_open or wanted == "reject")
         )
+    if wanted == "reject" and circumstances.is_open and not circumstances.silence:
+        return Outcome(assessment, "none", "none", tuple(reasons), is_deferred=True)
     disposition = wanted
     if wanted != "none" and circumstances.forwarder:
         disposition = "none"

@@ -131,6 +131,8 @@ class ArcResult:
     """The sealer in our list that vouches for the message, "" when there is none or the chain does not pass."""
     passed_upstream: bool = False
     """The trusted sealer wrote that DMARC passed when the message came to the first host of the chain."""
+    undecided: bool = False
+    """A sealer in our list may vouch for the message, but that cannot be found out now."""
     client_ip: str = ""
 
     def results(self) -> Iterable[MethodResult]:

@@ -1,5 +1,8 @@
 """ARC asked of the whole server: what is told and done, whom it believes, and that nothing broken refuses."""
 
+import asyncio
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from arc_house import ONE, PASSED, THREE, TWO, Hop, Tags, Witness, chain, found, house, zone
@@ -256,13 +259,31 @@ async def test_key_that_is_only_tried_is_as_good_as_another() -> None:
 LIST = ONE.add(LETTER).replace(b"\r\nJoe\r\n", b"\r\nJoe\r\n-- \r\nthe list\r\n")
 
 
-async def heard_with_dmarc(message: bytes, trusted: list[str]) -> str:
-    resolver = zone()
+LATER = "451 4.7.1"
+
+
+async def heard_with_dmarc(
+    message: bytes,
+    trusted: list[str],
+    *,
+    arc: type[Arc] = Arc,
+    down: Sequence[str] = (),
+    forget: str = "",
+    **options: object,
+) -> str:
+    resolver = zone(**{host: {"tempfail": True} for host in down})
     resolver.put("a.test", TXT=["v=spf1 -all"])
     resolver.put("_dmarc.a.test", TXT=["v=DMARC1; p=reject"])
-    filters = {"spf": Spf, "dkim": Dkim, "dmarc": Dmarc, "arc": (Arc, {"trusted_sealers": trusted})}
+    filters: dict[str, Any] = {
+        "spf": Spf,
+        "dkim": Dkim,
+        "dmarc": Dmarc,
+        "arc": (arc, {"trusted_sealers": trusted, **options}),
+    }
     async with MemoryServer(filters=filters, resolver=resolver) as server:
         heard = (await (await server.connect()).send(message, sender="bounce@list.test"))[-1][:9]
+        if forget:
+            server.forget(forget)
         if server.delivered:
             head = b" ".join(server.delivered[0].content.split())
             assert b"override=local_policy" in head
@@ -291,3 +312,36 @@ async def test_lie_at_the_beginning_of_a_chain_does_not_get_through_a_list_that_
 async def test_message_changed_behind_the_list_does_not_get_through() -> None:
     message = TWO.add(LIST).replace(b"the list", b"buy this")
     assert await heard_with_dmarc(message, ["one.test", "two.test"]) == "550 5.7.1"
+
+
+class Crashing(Arc):
+    """Breaks when it looks at a chain."""
+
+    async def _verify(self, *_: Any) -> Any:
+        raise RuntimeError("bug")
+
+
+class Hanging(Arc):
+    """Never comes to an end."""
+
+    async def _verify(self, *_: Any) -> Any:
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("mode", ["enforce", "observe"])
+@pytest.mark.parametrize(("arc", "event"), [(Crashing, "filter-failed"), (Hanging, "filter-timed-out")])
+async def test_list_that_is_trusted_is_not_refused_for_good_when_the_filter_breaks(
+    arc: type[Arc], event: str, mode: str
+) -> None:
+    message = TWO.add(LIST)
+    assert await heard_with_dmarc(message, ["two.test"], arc=arc, forget=event, timeout="50ms", mode=mode) == LATER
+    assert await heard_with_dmarc(message, [], arc=arc, forget=event, timeout="50ms", mode=mode) == "550 5.7.1"
+    assert await heard_with_dmarc(LETTER, ["two.test"], arc=arc, timeout="50ms", mode=mode) == "550 5.7.1"
+
+
+async def test_list_whose_key_cannot_be_looked_up_now_is_not_refused_for_good() -> None:
+    message = TWO.add(LIST)
+    assert await heard_with_dmarc(message, ["two.test"], down=["two"]) == LATER
+    assert await heard_with_dmarc(message, ["one.test"], down=["two"]) == "550 5.7.1"
+    changed = message.replace(b"the list", b"buy this")
+    assert await heard_with_dmarc(changed, ["one.test", "two.test"], down=["one"]) == "550 5.7.1"
