@@ -84,6 +84,12 @@ class WithoutFields:
         """The header section with the empty line that ends it."""
         return b"".join(_cut_out([self._content.head()], self._spans))
 
+    @property
+    def left_out(self) -> list[bytes]:
+        """The fields that are not there any more, as they were received."""
+        head = self._content.head()
+        return [field for start, end in self._spans for field in _END.split(head[start:end]) if field]
+
     def close(self) -> None:
         """Close what is behind this."""
         self._content.close()

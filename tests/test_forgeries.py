@@ -141,6 +141,15 @@ def test_message_of_such_a_content_has_no_forged_fields() -> None:
     assert message.size == len(bytes(message))
 
 
+def test_fields_that_are_left_out_are_known_one_by_one() -> None:
+    lines = b"X-Smtpd-A: 1\r\nAuthentication-Results: mx.example.com;\r\n\tnone\r\nC: 2\r\nx-smtpd-b:\r\n\r\nHello.\r\n"
+    view = without_forged_fields(stored(lines), OURS)
+    assert isinstance(view, WithoutFields)
+    assert [field.strip() for field in view.left_out] == [
+        b"X-Smtpd-A: 1", b"Authentication-Results: mx.example.com;\r\n\tnone", b"x-smtpd-b:"
+    ]  # fmt: skip
+
+
 def test_a_piece_that_goes_whole_is_no_piece() -> None:
     assert list(WithoutFields(Pieces([b"ab", b"c"]), [(0, 2)]).chunks()) == [b"c"]
 

@@ -14,6 +14,7 @@ from smtpd.rehearsal.telling import added_fields, ending_of, iso_time, words_of
 from smtpd.rehearsal.watching import Opinion
 
 WIDTH = 100  # columns
+MAX_LEFT_OUT = 10  # fields shown; a hostile header section has thousands
 MAX_LINE = 1000  # characters of one thing told; keys of DKIM are about 400 long
 
 _ACTIONS = {
@@ -25,6 +26,8 @@ _ACTIONS = {
     "error": "broke; on_error lets it pass",
     "timeout": "took too long; on_error lets it pass",
 }
+
+_ABOUT_REFUSALS = ("refused", "held", "observed", "silenced")
 
 
 def page(performance: Performance) -> str:
@@ -92,7 +95,7 @@ def _step(step: Step, performance: Performance) -> Iterator[tuple[int, str]]:
         yield 3, opinion.filter + (" (observes)" if performance.modes.get(opinion.filter) == "observe" else "")
         yield from _opinion(opinion)
         for number, decision in enumerate(step.decisions):
-            if decision.filter == opinion.filter and number not in told and decision.stage == opinion.stage:
+            if number not in told and _is_of(decision, opinion):
                 told.add(number)
                 yield 6, f"action  {_action(decision)}"
     for number, decision in enumerate(step.decisions):
@@ -104,6 +107,13 @@ def _step(step: Step, performance: Performance) -> Iterator[tuple[int, str]]:
     shown = step.heard if len(step.heard) <= 2 or step.code >= "4" else (step.heard[0], "...", step.heard[-1])
     for line in shown:
         yield 0, f"S: {line}"
+
+
+def _is_of(decision: Decision, opinion: Opinion) -> bool:
+    """Whether this came of that; a refusal that was held until now did not, when the same filter passes here."""
+    passes = isinstance(opinion.verdict, Verdict) and opinion.verdict.reply is None
+    is_older = passes and decision.result in _ABOUT_REFUSALS
+    return (decision.filter, decision.stage) == (opinion.filter, opinion.stage) and not is_older
 
 
 def _opinion(opinion: Opinion) -> Iterator[tuple[int, str]]:
@@ -159,6 +169,10 @@ def _letter(letter: Letter) -> Iterator[tuple[int, str]]:
     for field in added_fields(letter):
         if not field.startswith("Authentication-Results:"):
             yield 3, field
+    for field in letter.left_out[:MAX_LEFT_OUT]:
+        yield 3, f"left out, as it pretends to be ours: {field}"
+    if len(letter.left_out) > MAX_LEFT_OUT:
+        yield 3, f"left out as well: {len(letter.left_out) - MAX_LEFT_OUT} more"
     for one in letter.collected:
         for mailbox, folder in zip(one.mailboxes, one.folders, strict=True):
             yield 3, f"agent {one.agent} would get it for {mailbox}" + (f", folder {folder}" if folder else "")

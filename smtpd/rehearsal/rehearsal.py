@@ -75,6 +75,8 @@ class Letter:
     """The field that stands, or would have stood, on top of the message, unfolded; "" when no filter gives evidence."""
     collected: list[Collected]
     """What agents would have been given; empty: nothing was accepted."""
+    left_out: list[str] = field(default_factory=list)
+    """Header fields of the sender's that pretend to be ours and so are not passed on, unfolded."""
 
     @property
     def labels(self) -> frozenset[str]:
@@ -142,19 +144,20 @@ async def rehearse(
     finally:
         await stage.close()
     authserv_id = service.authserv_id if service.policy.gives_evidence else ""
-    letters = [_letter(mail, stage.collected, authserv_id) for mail in stage.watch.mails]
+    letters = [_letter(mail, stage, authserv_id) for mail in stage.watch.mails]
     modes = {name: options.mode for name, options in config.filters.items()}
     return Performance(name, client, play.talk.session, now(), modes, play.steps, letters, stage.lines.entries)
 
 
 def unfolded(field: bytes) -> str:
-    """A header field of ours on one line (RFC 5322 §2.2.3)."""
+    """A header field on one line (RFC 5322 §2.2.3)."""
     return field.decode("utf-8", "backslashreplace").replace("\r\n", "").replace("\t", " ").strip()
 
 
-def _letter(mail: Transaction, collected: Sequence[Collected], authserv_id: str) -> Letter:
-    field = unfolded(results_field(authserv_id, mail)) if authserv_id else ""
-    return Letter(mail, field, [one for one in collected if one.trace == mail.id])
+def _letter(mail: Transaction, stage: _Stage, authserv_id: str) -> Letter:
+    results = unfolded(results_field(authserv_id, mail)) if authserv_id else ""
+    left_out = [unfolded(one) for one in stage.watch.left_out.get(mail.id, ())]
+    return Letter(mail, results, [one for one in stage.collected if one.trace == mail.id], left_out)
 
 
 class _Stage:

@@ -150,6 +150,7 @@ def _letter(letter: Letter) -> Plain:
         "results": [{"method": one.method, "result": one.result, "reason": one.reason} for one in results_of(letter)],
         "authentication_results": letter.authentication_results or None,
         "headers": list(added_fields(letter)),
+        "left_out": list(letter.left_out),
         "delivered": [
             {"agent": one.agent, "mailboxes": list(one.mailboxes), "folders": list(one.folders), "octets": one.size}
             for one in letter.collected

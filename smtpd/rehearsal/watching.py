@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import ClassVar
 
+from smtpd.forgeries import WithoutFields
 from smtpd.generation import FilterMaker
 from smtpd.model import Facts, Message, Recipient, Session, Transaction
 from smtpd.options import FilterOptions, StageName
@@ -47,6 +48,8 @@ class Watch:
     def __init__(self) -> None:
         self.opinions: list[Opinion] = []
         self.mails: list[Transaction] = []
+        self.left_out: dict[str, list[bytes]] = {}
+        """Fields that pretended to be ours, by the id of the transaction, as received."""
 
     def maker(self, kind: type[Filter], now: Callable[[], float]) -> FilterMaker:
         """Makes filters that do as `kind` does, while they are watched; `now` is their time of day."""
@@ -66,13 +69,18 @@ class Watch:
 
     def bystander(self) -> type[Filter]:
         """A filter that objects to nothing, and sees every transaction."""
-        mails = self.mails
+        mails, left_out = self.mails, self.left_out
 
         class Bystander(Filter):
             name: ClassVar[str] = "bystander"
 
             async def on_mail(self, mail: Transaction) -> Verdict:
                 mails.append(mail)
+                return PASS
+
+            async def on_message(self, mail: Transaction, message: Message) -> Verdict:
+                if isinstance(message.content, WithoutFields):
+                    left_out[mail.id] = message.content.left_out
                 return PASS
 
         return Bystander

@@ -5,13 +5,14 @@ from typing import Any
 import pytest
 from rehearsals import LETTER, play, said
 
+from filters.access import Access
 from smtpd import replies
 from smtpd.findings import SpfCheck, SpfResults
 from smtpd.model import Message, Recipient, Transaction
 from smtpd.policy import PASS, Filter, Verdict
 from smtpd.rehearsal import Client, tell
 from smtpd.rehearsal.comparison import Difference
-from smtpd.rehearsal.page import MAX_LINE, WIDTH, differences_page, page
+from smtpd.rehearsal.page import MAX_LEFT_OUT, MAX_LINE, WIDTH, differences_page, page
 from smtpd.zone import Zone
 
 EVIL = "\x1b[31mred\x07 \u202eback"
@@ -87,6 +88,36 @@ async def test_what_is_written_is_shown_of_an_accepted_one() -> None:
     assert "   agent store would get it for ann@example.test" in lines
     assert [line for line in lines if line.startswith("   Authentication-Results: mx.test; spf=fail")]
     assert lines[-1] == "accepted"
+
+
+FORGED = b"Authentication-Results: MX.test;\r\n spf=pass\r\nX-Smtpd-Labels: \x1b[1m\r\nX-Other: 1\r\n"
+
+
+async def test_fields_that_pretend_to_be_ours_are_shown_as_left_out() -> None:
+    done = await play(replace(LETTER, content=FORGED + LETTER.content))
+    (letter,) = done.letters
+    assert letter.left_out == ["Authentication-Results: MX.test; spf=pass", "X-Smtpd-Labels: \x1b[1m"]
+    assert tell(done)["messages"][0]["left_out"] == letter.left_out  # type: ignore[call-overload, index]
+    shown = [line for line in page(done).split("\n") if "left out" in line]
+    assert shown == [
+        "   left out, as it pretends to be ours: Authentication-Results: MX.test; spf=pass",
+        "   left out, as it pretends to be ours: X-Smtpd-Labels: \\x1b[1m",
+    ]
+
+
+async def test_of_many_fields_left_out_only_some_are_shown() -> None:
+    done = await play(replace(LETTER, content=b"X-Smtpd-A: 1\r\n" * (MAX_LEFT_OUT + 7) + LETTER.content))
+    shown = [line for line in page(done).split("\n") if "left out" in line]
+    assert (len(shown), shown[-1]) == (MAX_LEFT_OUT + 1, "   left out as well: 7 more")
+
+
+async def test_a_refusal_of_earlier_is_told_apart_from_what_its_filter_says_now() -> None:
+    lines = await shown(filters={"access": Access}, rules={"access": {"deny_senders": ("@client.test",)}})
+    at_recipient = lines[lines.index("C: RCPT TO:<ann@example.test>") :]
+    assert [line for line in at_recipient if "action" in line] == [
+        "      action  goes on",
+        "      action  refused [denied-sender] (asked before)",
+    ]
 
 
 async def test_facts_that_a_filter_reads_are_named() -> None:
