@@ -76,7 +76,8 @@ class Verification:
         keys = self._keys_that_match
         if keys is None:
             keys = [self._matching_key(candidate) for candidate in self._candidates]
-        return self._reports([unread if isinstance(key, Key) else key for key in keys], {})
+        reports = self._reports([unread if isinstance(key, Key) else key for key in keys], {})
+        return tuple(replace(report, unread=isinstance(key, Key)) for report, key in zip(reports, keys, strict=True))
 
     def _body(self) -> Iterator[bytes]:
         for piece in body_pieces(self._content.chunks(), self._header.octets):

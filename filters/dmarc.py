@@ -11,7 +11,8 @@ organisation. If not, the record of that domain says what to do:
 `sp` and `np` of the record of an organisation, or of a public suffix, hold for subdomains that exist or do not.
 Mail that passes gets the label `dmarc-pass`, so other filters can have it in their `unless`. When DNS does not answer
 about something that could have proven the author, or `spf` or `dkim` broke, the message gets `dmarc-temperror` and is
-taken; with `on_tempfail = "defer"` it hears 451 4.7.1 where the policy is "reject" or not known.
+taken; with `on_tempfail = "defer"` it hears 451 4.7.1 where the policy is "reject" or not known. It hears that in any
+case when there was no time to read the body for a signature: whoever sends a lot at once could bring that about.
 
 Whose policy is "reject" or "quarantine" is not obeyed, and the reason stands in Authentication-Results, when
 
@@ -145,7 +146,7 @@ class Dmarc(Filter):
         evidence = gather(mail.facts.get(SpfResults), mail.facts.get(DkimResults))
         thinking = (self._assess(domain, discovery, evidence) for domain in authors.domains)
         outcomes = [
-            decide(assessment, self._circumstances(mail, message, assessment))
+            decide(assessment, self._circumstances(mail, message, assessment, evidence))
             for assessment in await asyncio.gather(*thinking)
         ]
         worst = strictest(outcomes)
@@ -178,7 +179,9 @@ class Dmarc(Filter):
         records = Records(self.services.resolver, self.services.lookups(mail))
         return TreeWalk(records) if self._suffixes is None else SuffixList(records, self._suffixes)
 
-    def _circumstances(self, mail: Transaction, message: Message, assessment: Assessment) -> Circumstances:
+    def _circumstances(
+        self, mail: Transaction, message: Message, assessment: Assessment, evidence: Evidence
+    ) -> Circumstances:
         options, record = self._limits, assessment.published.record if assessment.published is not None else None
         exemptions: list[Reason] = []
         arc = mail.facts.get(ArcResult)
@@ -194,7 +197,7 @@ class Dmarc(Filter):
             exemptions=tuple(exemptions),
             silence=self._silence(mail),
             is_sampled_out=samples and record is not None and self.sampler.leaves_out(message, record.percent),
-            defers=options.on_tempfail == "defer",
+            defers=options.on_tempfail == "defer" or evidence.unread,
             is_open=options.trust_arc and arc is not None and arc.undecided,
         )
 

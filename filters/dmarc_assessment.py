@@ -37,6 +37,8 @@ class Evidence:
     identifiers: tuple[Identifier, ...] = ()
     missing: tuple[Mechanism, ...] = ()
     """Mechanisms that should have been looked at and were not, since their filter broke or came too late."""
+    unread: bool = False
+    """There was no time to read the body for a signature. A sender can bring that about, so it is no excuse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,8 @@ def gather(spf: SpfResults | None, dkim: DkimResults | None) -> Evidence:
         # RFC 9989 §4.4.2: MAIL FROM alone; for <> that is the name in HELO (RFC 7208 §2.4).
         check = spf.mailfrom
         found.append(Identifier("spf", _normal(check.domain), check.result == "pass", check.reason))
-    return Evidence(tuple(dict.fromkeys(found)), tuple(missing))
+    unread = dkim is not None and any(one.unread for one in dkim.signatures)
+    return Evidence(tuple(dict.fromkeys(found)), tuple(missing), unread)
 
 
 async def assess(author: str, discovery: Discovery, evidence: Evidence, *, thorough: bool = True) -> Assessment:

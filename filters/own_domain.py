@@ -17,7 +17,8 @@ This needs `spf` and `dkim`. Nobody is refused
 - when a sealer that `arc` trusts says that the message had passed DMARC before it was changed on its way (see
   `trust_arc`): mailing lists do that. Where its seal cannot be checked now, the answer is 451 4.7.1.
 - when DNS does not answer about something that could have proven the sender, or `spf` or `dkim` broke. The message
-  gets the label `own-domain-temperror`; with `on_tempfail = "defer"` it hears 451 4.7.1.
+  gets the label `own-domain-temperror`; with `on_tempfail = "defer"` it hears 451 4.7.1, and in any case when there was
+  no time to read the body for a signature.
 
 Start with `mode = "observe"`: printers, web servers and news letters that send as one of our domains without a login
 show in `smtpd_own_domain_checks_total` and in the log. A message without a From field that can be read, or with
@@ -128,7 +129,7 @@ class OwnDomain(Filter):
         if result == "fail":
             return Verdict(replies.OWN_DOMAIN(domain=domain) if action == "reject" else None, labels=_FORGED)
         # A seal that cannot be checked proves nothing, and any stranger can make one: its mail waits for DNS.
-        is_deferred = action == "reject" and (self._defers or result == "arc-temperror")
+        is_deferred = action == "reject" and (self._defers or evidence.unread or result == "arc-temperror")
         return Verdict(replies.OWN_DOMAIN_LATER(domain=domain) if is_deferred else None, labels=_UNKNOWN)
 
     def _result(self, domain: str, evidence: Evidence, arc: ArcResult | None) -> Result:

@@ -89,6 +89,8 @@ class DkimSignature:
     """The key says t=y: its owner only tries it (RFC 6376 §3.6.1)."""
     counts: bool = True
     """Whether a pass may count for DMARC: not when `l=` left something unsigned, or the key is only tried."""
+    unread: bool = False
+    """It is "temperror" because we had no time to read the body: whoever sends a lot can bring that about."""
 
 
 @dataclass(frozen=True, slots=True)

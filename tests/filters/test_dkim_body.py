@@ -209,9 +209,9 @@ async def test_signatures_have_results_when_there_is_no_time_to_read_the_body() 
         await asyncio.to_thread(source.ended.wait, 30)
     found = mail.facts.get(DkimResults)
     assert found is not None
-    assert [(one.result, one.reason) for one in found.signatures] == [
-        ("fail", "the signature does not match"),
-        ("temperror", "there was no time to read the body"),
+    assert [(one.result, one.reason, one.unread) for one in found.signatures] == [
+        ("fail", "the signature does not match", False),
+        ("temperror", "there was no time to read the body", True),
     ]
 
 

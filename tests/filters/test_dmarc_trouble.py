@@ -13,7 +13,7 @@ from filters.spf import Spf
 from smtpd.content import Content
 from smtpd.dns import Answer
 from smtpd.dns.answer import Type
-from smtpd.findings import ArcResult, DkimResults, SpfResults, TrustedForwarder
+from smtpd.findings import ArcResult, DkimResults, DkimSignature, SpfResults, TrustedForwarder
 from smtpd.limits import ContentBudget
 from smtpd.model import Message, Transaction
 from smtpd.policy import Filter, Verdict
@@ -172,6 +172,21 @@ async def test_a_costly_spf_record_of_a_helo_name_leaves_lookups_for_the_sender(
     async with Bench(filters=filters, resolver=zone, tables={"dns": {"lookups_per_message": 4}}) as bench:
         answer = await bench.send(sender="boss@bank.example", helo="evil.example")
         assert answer.startswith(REFUSED)
+
+
+@pytest.mark.parametrize(
+    ("policy", "author", "answer"),
+    [
+        ("reject", "bank.example", LATER), ("reject", "evil.example", REFUSED),
+        ("quarantine", "bank.example", "250 "), ("reject; t=y", "bank.example", "250 "),
+    ],
+)  # fmt: skip
+async def test_who_keeps_us_from_reading_a_body_does_not_get_past_a_policy(
+    policy: str, author: str, answer: str
+) -> None:
+    unread = DkimResults((DkimSignature("temperror", author, "s", unread=True),))
+    async with Bench((spf(), unread), records={"bank.example": f"p={policy}"}) as bench:
+        assert (await bench.send()).startswith(answer)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from filters.own_domain import OwnDomain, OwnDomains
 from filters.spf import Spf
 from filters.trusted_forwarders import TrustedForwarders
 from smtpd.dns import Resolver
-from smtpd.findings import ArcResult
+from smtpd.findings import ArcResult, DkimResults, DkimSignature
 from smtpd.memory import MemoryServer
 from smtpd.model import Message, Transaction
 from smtpd.policy import PASS, Filter, Verdict
@@ -233,6 +233,16 @@ async def test_what_could_be_a_proof_when_dns_answers_is_not_refused(
     assert house.labels is not None
     assert "own-domain-temperror" in house.labels
     assert (await House(zone(**down), on_tempfail="defer").send(content, sender=sender)).startswith(DEFERRED)
+
+
+async def test_who_keeps_us_from_reading_a_body_is_not_taken() -> None:
+    class Given(Dkim):
+        async def on_message(self, mail: Transaction, message: Message) -> Verdict:
+            mail.facts.add(DkimResults((DkimSignature("temperror", "example.test", "s", unread=True),)))
+            return PASS
+
+    assert (await House(filters={"dkim": Given}).send()).startswith(DEFERRED)
+    assert (await House(filters={"dkim": Given}, header="tag").send()).startswith("250 ")
 
 
 async def test_refusal_of_the_sender_beats_a_deferral_of_the_author() -> None:
