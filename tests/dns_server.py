@@ -55,7 +55,7 @@ class Nameserver(BaseResolver):  # type: ignore[misc]
         self._failures: dict[str, str] = {}
         self._held: dict[str, threading.Event] = {}
         self._arrived: dict[str, threading.Event] = {}
-        self._dropped: set[str] = set()
+        self._dropped: dict[str, float] = {}
 
     @property
     def address(self) -> str:
@@ -96,9 +96,9 @@ class Nameserver(BaseResolver):  # type: ignore[misc]
         """Wait for a question about a name that is held."""
         assert await asyncio.to_thread(self._arrived[name].wait, PATIENCE)
 
-    def drop(self, name: str) -> None:
-        """Never answer about this name."""
-        self._dropped.add(name)
+    def drop(self, name: str, times: float = float("inf")) -> None:
+        """Do not answer about this name, or not that many times."""
+        self._dropped[name] = times
 
     def release(self) -> None:
         """Answer what is held."""
@@ -115,7 +115,8 @@ class Nameserver(BaseResolver):  # type: ignore[misc]
         if name in self._held:
             self._arrived[name].set()
             self._held[name].wait(PATIENCE)
-        if name in self._dropped:
+        if self._dropped.get(name, 0) > 0:
+            self._dropped[name] -= 1
             raise NoAnswerError
         reply = request.reply()
         reply.header.ad = int(self.checks_dnssec and request.header.ad)

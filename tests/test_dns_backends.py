@@ -166,6 +166,15 @@ async def test_our_timeout_holds_however_often_c_ares_wants_to_try(nameserver: N
         assert (await resolver.resolve("dead.example", "A")).reason == "timeout"
 
 
+async def test_c_ares_does_not_give_up_early_after_quick_answers(nameserver: Nameserver) -> None:
+    backend = AiodnsBackend(nameserver.options(timeout=5, tries=3))
+    for number in range(5):
+        await backend.ask(f"quick{number}.example", "A")
+    nameserver.drop("a.example", times=3)
+    assert (await backend.ask("a.example", "A")).found
+    await backend.close()
+
+
 @pytest.mark.parametrize("make", [AiodnsBackend, DnspythonBackend])
 async def test_backend_gives_up_by_itself(
     nameserver: Nameserver, make: type[AiodnsBackend] | type[DnspythonBackend]

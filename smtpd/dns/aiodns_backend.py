@@ -1,6 +1,8 @@
 """Lookups by aiodns (c-ares). Fast, and with gaps that are filled here:
 
-- c-ares fits its timeouts to what it has seen, so they are only a hint; the resolver has its own.
+- c-ares fits its timeouts to what it has seen, so they are only a hint; the resolver has its own. After some quick
+  answers it tries again after a quarter of a second, and would have given up after one or two where a nameserver
+  takes longer to find something out: so it gets as many tries as fill the time.
 - It keeps answers itself, as long as their TTL says, in any number: when as many have gone through it as our
   own cache may hold, it is replaced by a fresh one.
 - TTLs are known of A and AAAA only. Other records stay in our cache for `UNKNOWN_TTL`; then it is asked
@@ -13,6 +15,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -29,7 +32,7 @@ from smtpd.dns.options import DnsOptions
 UNKNOWN_TTL = 60.0
 FOREVER = float("inf")  # as the TTL of a negative answer: the resolver cuts it down to its own limit
 
-_QUICKEST = 0.2  # seconds for one try at least
+_QUICKEST = 0.25  # seconds for the first try; c-ares comes down to that by itself
 _FEWEST = 1000  # questions before a channel is replaced, however small our cache is
 _PLAIN = re.compile(r"[a-z0-9_./*-]+")
 _LEFT_TO_DNSPYTHON = frozenset(("CNAME", "SOA", "TLSA"))
@@ -93,8 +96,8 @@ class _Channel:
             self._resolver = aiodns.DNSResolver(
                 nameservers=[address for address, _ in servers] or None,
                 loop=asyncio.get_running_loop(),
-                timeout=_first_try(options),
-                tries=options.tries,
+                timeout=_QUICKEST,
+                tries=_rounds(options, len(servers) or 1),
                 **({"udp_port": servers[0][1], "tcp_port": servers[0][1]} if servers else {}),
             )
         except (pycares.AresError, RuntimeError, ValueError) as error:
@@ -119,10 +122,10 @@ class _Channel:
         await self._resolver.close()
 
 
-def _first_try(options: DnsOptions) -> float:
-    # c-ares waits twice as long in every round, and asks every server once in each.
-    rounds = (1 << options.tries) - 1
-    return max(options.timeout / (rounds * max(len(options.nameservers), 1)), _QUICKEST)
+def _rounds(options: DnsOptions, servers: int) -> int:
+    # In every round c-ares asks each server once, and waits twice as long, or up to half of that less, to be irregular.
+    first_rounds = options.timeout / (_QUICKEST * servers)
+    return max(options.tries, 1 + math.ceil(math.log2(max(first_rounds, 1))))
 
 
 def _failure(error: aiodns.error.DNSError) -> Answer:

@@ -56,7 +56,7 @@ class DnsOptions(Options):
     timeout: Annotated[Seconds, Field(gt=0)] = 5.0
     """Longest time one lookup may take, all tries included, seconds; then it has failed for now."""
     tries: Annotated[int, Field(ge=1, le=10)] = 3
-    """How often every nameserver is asked within that time."""
+    """How often every nameserver is asked within that time; aiodns asks more often if it has not heard anything."""
     cache_entries: Annotated[int, Field(ge=0)] = 20_000
     """Answers that are kept; one above 512 bytes counts as several. 0: none."""
     min_ttl: Seconds = 5.0
