@@ -211,6 +211,20 @@ async def test_stopping_ends_lookups_on_their_way(
     assert (await resolver.resolve("a.example", "A")).reason == "stopped"
 
 
+async def test_dnspython_has_a_limit_on_open_sockets(nameserver: Nameserver) -> None:
+    names = [f"slow{number}.example" for number in range(3)]
+    for name in names:
+        nameserver.hold(name)
+    backend = DnspythonBackend(nameserver.options(timeout=60), at_once=2)
+    lookups = [asyncio.create_task(backend.ask(name, "A")) for name in names]
+    for name in names[:2]:
+        await nameserver.arrived(name)
+    assert (await DnspythonBackend(nameserver.options()).ask("a.example", "A")).found  # a third would be there, too
+    assert nameserver.asked.total() == 3
+    nameserver.release()
+    assert [answer.status for answer in await asyncio.gather(*lookups)] == ["nxdomain"] * 3
+
+
 async def test_dnspython_knows_what_dnssec_said(nameserver: Nameserver, resolver_of: Open) -> None:
     resolver = resolver_of(nameserver, backend="dnspython")
     assert not (await resolver.resolve("a.example", "A")).authentic

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import resource
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,12 +23,18 @@ from smtpd.dns.options import DnsOptions
 
 _ASYNCIO = dns.asyncbackend.get_backend("asyncio")  # loaded now, as that takes long
 _UDP_OCTETS = 1232  # what passes everywhere in one piece; more comes by TCP
+_FILE_SHARE = 4  # of the files that the process may have open, one in so many may be one of our sockets
+_MOST_SOCKETS = 4096
 
 
 class DnspythonBackend:
-    """Asks with a socket of its own for each question."""
+    """Asks with a socket of its own for each question; `at_once` questions at a time, the others wait.
 
-    def __init__(self, options: DnsOptions) -> None:
+    Without that limit, mail that names many keys which nobody answers for would leave no file to accept clients with.
+    """
+
+    def __init__(self, options: DnsOptions, *, at_once: int | None = None) -> None:
+        self._room = asyncio.Semaphore(at_once or _sockets_at_once())
         servers = options.servers
         try:
             resolver = dns.asyncresolver.Resolver(configure=not servers)
@@ -47,9 +55,10 @@ class DnspythonBackend:
         """See Backend."""
         question = _question(name)
         try:
-            answer = await self._resolver.resolve(
-                question, kind, raise_on_no_answer=False, search=False, backend=_ASYNCIO
-            )
+            async with self._room:
+                answer = await self._resolver.resolve(
+                    question, kind, raise_on_no_answer=False, search=False, backend=_ASYNCIO
+                )
         except dns.resolver.NXDOMAIN as error:
             return _negative("nxdomain", error.response(question))  # type: ignore[no-untyped-call]
         except dns.resolver.NoNameservers as error:
@@ -71,6 +80,11 @@ class DnspythonBackend:
 
     async def close(self) -> None:
         """There is nothing to close."""
+
+
+def _sockets_at_once() -> int:
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST_SOCKETS if files == resource.RLIM_INFINITY else min(max(files // _FILE_SHARE, 1), _MOST_SOCKETS)
 
 
 def _question(name: str) -> dns.name.Name:
