@@ -24,7 +24,8 @@ Whose policy is "reject" or "quarantine" is not obeyed, and the reason stands in
 - the record says `pct`, and `pct = "apply"`: one level less for the rest of the messages (`sampled_out`).
 - nothing would be refused anyway, as in observe mode (`local_policy`).
 
-Where the seal of a trusted sealer cannot be checked now, a message that would be refused hears 451 4.7.1.
+Where the seal of a trusted sealer cannot be checked now, or whether the client is a trusted forwarder, a message that
+would be refused hears 451 4.7.1.
 
 A message has exactly one From field, with at least one domain (see `no_author`) and ten at most, or hears 550 5.6.0.
 If it has several domains each of them is asked, and the strictest outcome counts.
@@ -60,7 +61,7 @@ from filters.dmarc_discovery import Discovery, Records, Suffixes, SuffixList, Tr
 from filters.dmarc_outcome import Circumstances, Outcome, Sampler, decide, strictest
 from filters.dmarc_rows import Reason, RowFile, make_row
 from smtpd import metrics, replies
-from smtpd.findings import ArcResult, DkimResults, DmarcResult, SpfResults, TrustedForwarder
+from smtpd.findings import ArcResult, DkimResults, DmarcResult, IprevResult, SpfResults, TrustedForwarder
 from smtpd.model import Message, Recipient, Transaction
 from smtpd.options import Bytes, FilterOptions, InputFile, OutputFile, Strings
 from smtpd.patterns import HostPatterns, HostSet
@@ -109,7 +110,7 @@ class Dmarc(Filter):
     name = "dmarc"
     Options = DmarcOptions
     needs = (SpfResults, DkimResults)
-    uses = (ArcResult, TrustedForwarder)
+    uses = (ArcResult, TrustedForwarder, IprevResult)
     gives = (DmarcResult,)
     labels: ClassVar[frozenset[str]] = frozenset(("dmarc-pass", "dmarc-fail", "dmarc-temperror", "quarantine"))
 
@@ -189,7 +190,7 @@ class Dmarc(Filter):
             exemptions.append(("local_policy", f"arc=pass, sealed by {arc.trusted_by}"))
         if assessment.author in self._exempt:
             exemptions.append(("local_policy", "exempt here"))
-        forwarder = mail.facts.get(TrustedForwarder)
+        forwarder, iprev = mail.facts.get(TrustedForwarder), mail.facts.get(IprevResult)
         helps = forwarder is not None and len(_rest(mail)) < len(mail.recipients)
         samples = options.pct == "apply" and record is not None and record.percent < 100
         return Circumstances(
@@ -198,7 +199,8 @@ class Dmarc(Filter):
             silence=self._silence(mail),
             is_sampled_out=samples and record is not None and self.sampler.leaves_out(message, record.percent),
             defers=options.on_tempfail == "defer" or evidence.unread,
-            is_open=options.trust_arc and arc is not None and arc.undecided,
+            is_open=(options.trust_arc and arc is not None and arc.undecided)
+            or (iprev is not None and iprev.may_forward),
         )
 
     def _silence(self, mail: Transaction) -> str:

@@ -13,7 +13,8 @@ it counts for all names that belong to the same domain of ours, as `news.example
 This needs `spf` and `dkim`. Nobody is refused
 
 - who logged in, or is in `trusted_networks`.
-- whom `trusted_forwarders` knows, for the recipients it forwards to: our users' mail comes back that way.
+- whom `trusted_forwarders` knows, for the recipients it forwards to: our users' mail comes back that way. Whose name
+  cannot be looked up now hears 451 4.7.1.
 - when a sealer that `arc` trusts says that the message had passed DMARC before it was changed on its way (see
   `trust_arc`): mailing lists do that. Where its seal cannot be checked now, the answer is 451 4.7.1.
 - when DNS does not answer about something that could have proven the sender, or `spf` or `dkim` broke. The message
@@ -34,7 +35,7 @@ from filters.dmarc_assessment import Evidence, gather
 from smtpd import replies
 from smtpd.address_list import MAX_OCTETS, parse_address_list
 from smtpd.addresses import AddressError
-from smtpd.findings import ArcResult, DkimResults, SpfResults
+from smtpd.findings import ArcResult, DkimResults, IprevResult, SpfResults
 from smtpd.metrics import Counter
 from smtpd.model import Message, Session, Transaction
 from smtpd.options import FilterOptions, Strings
@@ -53,7 +54,7 @@ MAX_FIELDS = 10  # From fields that are read; there must be one
 
 Action = Literal["reject", "tag", "pass"]
 Part = Literal["envelope", "header"]
-Result = Literal["pass", "fail", "temperror", "arc", "arc-temperror"]
+Result = Literal["pass", "fail", "temperror", "arc", "open"]
 
 _FORGED = frozenset(("own-domain",))
 _UNKNOWN = frozenset(("own-domain-temperror",))
@@ -86,7 +87,7 @@ class OwnDomain(Filter):
     name = "own_domain"
     Options = OwnDomainOptions
     needs = (SpfResults, DkimResults)
-    uses = (ArcResult,)
+    uses = (ArcResult, IprevResult)
     labels: ClassVar[frozenset[str]] = _FORGED | _UNKNOWN
 
     def __init__(self, name: str, options: OwnDomainOptions, services: Services) -> None:
@@ -109,10 +110,13 @@ class OwnDomain(Filter):
             return PASS
         evidence = gather(mail.facts.get(SpfResults), mail.facts.get(DkimResults))
         arc = mail.facts.get(ArcResult) if self._trust_arc else None
-        verdicts = [self._judge("header", domain, evidence, arc) for domain in authors]
+        is_open = self._may_be_forwarded(mail)
+        verdicts = [self._judge("header", domain, evidence, arc, is_open) for domain in authors]
         # DMARC of the first host of a chain was about From; it says nothing about another domain in the envelope.
         spoken_for = any(self._ours.are_aligned(author, sender) for author in authors for sender in senders)
-        verdicts += [self._judge("envelope", domain, evidence, arc if spoken_for else None) for domain in senders]
+        verdicts += [
+            self._judge("envelope", domain, evidence, arc if spoken_for else None, is_open) for domain in senders
+        ]
         return _heaviest(verdicts)
 
     def _is_excused(self, session: Session) -> bool:
@@ -120,19 +124,23 @@ class OwnDomain(Filter):
             session.trusted and "trusted" in self._excuses
         )
 
-    def _judge(self, part: Part, domain: str, evidence: Evidence, arc: ArcResult | None) -> Verdict:
+    def _may_be_forwarded(self, mail: Transaction) -> bool:
+        iprev = mail.facts.get(IprevResult) if "trusted-forwarder" in self._excuses else None
+        return iprev is not None and iprev.may_forward
+
+    def _judge(self, part: Part, domain: str, evidence: Evidence, arc: ArcResult | None, is_open: bool) -> Verdict:
         action = self._actions[part]
-        result = self._result(domain, evidence, arc)
-        self._checks.labels(part, "temperror" if result == "arc-temperror" else result).inc()
+        result = self._result(domain, evidence, arc, is_open)
+        self._checks.labels(part, "temperror" if result == "open" else result).inc()
         if action == "pass" or result in ("pass", "arc"):
             return PASS
         if result == "fail":
             return Verdict(replies.OWN_DOMAIN(domain=domain) if action == "reject" else None, labels=_FORGED)
-        # A seal that cannot be checked proves nothing, and any stranger can make one: its mail waits for DNS.
-        is_deferred = action == "reject" and (self._defers or evidence.unread or result == "arc-temperror")
+        # A seal or name that cannot be checked proves nothing, and any stranger can have one: its mail waits for DNS.
+        is_deferred = action == "reject" and (self._defers or evidence.unread or result == "open")
         return Verdict(replies.OWN_DOMAIN_LATER(domain=domain) if is_deferred else None, labels=_UNKNOWN)
 
-    def _result(self, domain: str, evidence: Evidence, arc: ArcResult | None) -> Result:
+    def _result(self, domain: str, evidence: Evidence, arc: ArcResult | None, is_open: bool) -> Result:
         aligned = [one for one in evidence.identifiers if self._ours.are_aligned(one.domain, domain)]
         if any(one.is_proven for one in aligned):
             return "pass"
@@ -140,7 +148,7 @@ class OwnDomain(Filter):
             return "arc"
         if aligned or evidence.missing:
             return "temperror"
-        return "arc-temperror" if arc is not None and arc.status == "temperror" else "fail"
+        return "open" if is_open or (arc is not None and arc.status == "temperror") else "fail"
 
 
 class OwnDomains:

@@ -215,6 +215,8 @@ class IprevResult:
     names: tuple[str, ...] = ()
     """Names that lead back, A-labels in lower case."""
     reason: str = ""
+    may_forward: bool = False
+    """Nobody can say now whether the client is a trusted forwarder, as its names are not known."""
 
     def results(self) -> Iterable[MethodResult]:
         """RFC 8601 §2.7.3; the name is a comment."""

@@ -245,6 +245,18 @@ async def test_who_keeps_us_from_reading_a_body_is_not_taken() -> None:
     assert (await House(filters={"dkim": Given}, header="tag").send()).startswith("250 ")
 
 
+@pytest.mark.parametrize(("mode", "answer"), [("enforce", DEFERRED), ("observe", REFUSED)])
+async def test_who_may_be_a_forwarder_is_not_refused_for_good(mode: str, answer: str) -> None:
+    entry = {"name": "uni", "reverse_names": ["*.uni.test"]}
+    filters = {"trusted_forwarders": (TrustedForwarders, {"entries": [entry], "mode": mode})}
+    down = zone(**{"1.2.0.192.in-addr.arpa": {"tempfail": True}})
+    house = House(down, filters=filters)
+    assert (await house.send(ip=HOST)).startswith(answer)
+    assert (await House(down, filters=filters, unless=["authenticated"]).send(ip=HOST)).startswith(REFUSED)
+    known = zone(**{"1.2.0.192.in-addr.arpa": {"PTR": ["mx.other.example"]}})
+    assert (await House(known, filters=filters).send(ip=HOST)).startswith(REFUSED)
+
+
 async def test_refusal_of_the_sender_beats_a_deferral_of_the_author() -> None:
     house = House(zone(**KEY_DOWN), on_tempfail="defer", domains=["example.test", "our.test"])
     assert (await house.send(signed(), sender="boss@our.test")).startswith("550 5.7.1 Mail from our.test needs ")

@@ -144,8 +144,9 @@ async def test_message_says_only_what_holds_for_all_its_recipients() -> None:
     assert "X-Smtpd-Labels: spf-fail, trusted-forwarder\r\n" in house.head
 
 
-def with_dmarc(entry: dict[str, object], **dmarc: object) -> House:
-    return House(entry, spf={"fail": "dmarc"}, filters={"dkim": Dkim, "dmarc": (Dmarc, dmarc)})
+def with_dmarc(entry: dict[str, object], *, resolver: Resolver | None = None, **options: object) -> House:
+    filters = {"dkim": Dkim, "dmarc": Dmarc}
+    return House(entry, spf={"fail": "dmarc"}, filters=filters, resolver=resolver, **options)
 
 
 async def test_policy_of_dmarc_is_not_obeyed_and_the_reason_is_told() -> None:
@@ -153,6 +154,14 @@ async def test_policy_of_dmarc_is_not_obeyed_and_the_reason_is_told() -> None:
     house = with_dmarc(NETWORK)
     assert await house.send() == [OK, OK, "250 2.0.0"]
     assert "dmarc=fail (p=reject dis=none override=trusted_forwarder) reason=uni" in house.head
+
+
+@pytest.mark.parametrize("name", ["9.2.0.192.in-addr.arpa", "mx1.uni.test"])
+async def test_who_may_be_a_forwarder_is_not_refused_for_good(name: str) -> None:
+    down = Zone({**ZONE, name: {"tempfail": True}})
+    assert await with_dmarc(NAMED, resolver=down).send() == [OK, OK, "451 4.7.1"]
+    assert await with_dmarc(NAMED, resolver=down, mode="observe").send() == [OK, OK, "550 5.7.1"]
+    assert await with_dmarc(NETWORK, resolver=down).send(ip="192.0.2.1") == [OK, OK, "550 5.7.1"]
 
 
 async def test_recipient_it_does_not_forward_to_still_has_dmarc() -> None:
