@@ -71,6 +71,8 @@ def explain(
 ) -> None:
     """Say what would happen to MESSAGE, command by command: what filters looked at, found and said, and the replies.
 
+    MESSAGE is a file, or - for standard input.
+
     Nothing is delivered, stored or remembered. The exit status is 0 when the message is accepted for all recipients,
     1 when it is refused or put off for any (or a dialog holds none), and 2 when the configuration, a file or an option
     is wrong.
@@ -123,6 +125,7 @@ def _script(
     message: Path | None, dialog: Path | None, helo: str | None, sender: str | None, recipients: tuple[str, ...]
 ) -> Envelope | list[Line]:
     from smtpd.rehearsal import Envelope, read_dialog, read_message
+    from smtpd.rehearsal.script import read_standard_input
 
     if dialog is not None:
         if message is not None or helo is not None or sender is not None or recipients:
@@ -130,7 +133,8 @@ def _script(
         return read_dialog(dialog)
     if message is None or sender is None or not recipients:
         raise click.UsageError("MESSAGE, --from and --to are needed, or --session")
-    return Envelope(sender, recipients, read_message(message))
+    content = read_standard_input() if message == Path("-") else read_message(message)
+    return Envelope(sender, recipients, content)
 
 
 async def _play(

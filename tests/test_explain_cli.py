@@ -92,6 +92,15 @@ def test_the_exit_status_says_what_became_of_it(desk: Path, arguments: tuple[str
     assert ending(done).startswith(told)
 
 
+def test_a_message_may_come_from_standard_input(desk: Path) -> None:
+    words = ["explain", "--config", str(desk / "config.toml"), "--zone", str(desk / "zone.toml"), *ENVELOPE, "-"]
+    done = CliRunner().invoke(main, words, input=(desk / "message.eml").read_bytes())
+    assert (done.exit_code, done.stderr) == (0, "")
+    same = explain(desk, "message.eml", *ENVELOPE).stdout
+    (sent,) = [line for line in same.splitlines() if line.startswith("C: (")]
+    assert sent in done.stdout.splitlines()
+
+
 def test_a_dns_that_is_down_never_refuses(desk: Path) -> None:
     (desk / "down.toml").write_text('["sender.example"]\ntempfail = true\n["client.example"]\ntempfail = true\n')
     done = explain(desk, "message.eml", *ENVELOPE, zone="down.toml")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
+from typing import BinaryIO
 
 MAX_MESSAGE = 64 << 20  # octets; our own choice, above what servers accept
 MAX_DIALOG = 4 << 20  # octets
@@ -82,6 +84,11 @@ def read_message(path: Path) -> bytes:
     return with_line_ends(_read(path, MAX_MESSAGE))
 
 
+def read_standard_input() -> bytes:
+    """The same from standard input."""
+    return with_line_ends(_limited(sys.stdin.buffer, MAX_MESSAGE, "standard input"))
+
+
 def with_line_ends(octets: bytes) -> bytes:
     """CRLF for LF, unless there is a CR already: then the line ends are meant as they are."""
     return octets if b"\r" in octets else octets.replace(b"\n", b"\r\n")
@@ -120,9 +127,13 @@ def _unescaped(said: bytes) -> bytes:
 def _read(path: Path, limit: int) -> bytes:
     try:
         with path.open("rb") as stream:
-            octets = stream.read(limit + 1)
+            return _limited(stream, limit, str(path))
     except OSError as error:
         raise ScriptError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _limited(stream: BinaryIO, limit: int, name: str) -> bytes:
+    octets = stream.read(limit + 1)
     if len(octets) > limit:
-        raise ScriptError(f"{path}: is larger than {limit} octets")
+        raise ScriptError(f"{name}: is larger than {limit} octets")
     return octets
