@@ -151,6 +151,8 @@ class Maildir(DeliveryAgent):
             await self._known.refresh()
         path = self._find(recipient.destination)
         if path is None and not self._layout.is_there:
+            problem = f"there is no directory {self._layout.root}"
+            self.services.log.error("mail-not-stored", agent=self.name, trace=mail.id, problem=problem)
             return replies.BACKEND_DOWN
         if path is None:
             return replies.NO_SUCH_USER(address=recipient.address)

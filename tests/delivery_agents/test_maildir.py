@@ -5,7 +5,7 @@ import pytest
 
 from delivery_agents.maildir import MaildirOptions
 from smtpd import replies
-from tests.delivery_agents.conftest import TEXT, Start, ask, deliver, message, recipient, stored, transaction
+from tests.delivery_agents.conftest import TEXT, Start, ask, deliver, events, message, recipient, stored, transaction
 
 
 async def test_message_is_stored_with_our_fields_on_top(start: Start, tmp_path: Path) -> None:
@@ -64,6 +64,9 @@ async def test_mailbox_with_the_whole_name_wins_over_the_one_without_detail(star
 async def test_root_that_is_not_mounted_never_means_unknown(start: Start, tmp_path: Path) -> None:
     agent = await start(recipients="existing")
     assert await ask(agent, "bob@example.com") is replies.BACKEND_DOWN
+    (line,) = events(agent)
+    assert line.startswith("mail-not-stored ")
+    assert f"there is no directory {tmp_path / 'mail'}" in line
     assert "cannot be read" in (await agent.health() or "")
 
 
