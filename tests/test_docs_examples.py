@@ -67,6 +67,21 @@ def test_tests_of_the_plug_in_page_pass(desk: Path) -> None:
     assert "5 passed" in done.stdout
 
 
+def test_tables_against_forgers_refuse_them_once_they_are_in_force(tmp_path: Path) -> None:
+    (tables,) = [block for block in Page("operating.md").blocks("toml") if "[smtpd.filters.dmarc]" in block]
+    (tmp_path / "zone.toml").write_text('["_dmarc.good.example"]\nTXT = ["v=DMARC1; p=reject"]\n')
+    (tmp_path / "message.eml").write_text("From: joe@good.example\n\nHi\n")
+    words = "explain message.eml --config config.toml --zone zone.toml --from joe@evil.example --to ann@example.com"
+    domains = '[smtpd.domains]\n"example.com" = "mailstore"\n'
+    (tmp_path / "config.toml").write_text(CONFIG + domains + tables)
+    observed = run(tmp_path, "smtpd", *words.split())
+    assert "would have refused, but only observes [dmarc-reject]" in observed.stdout
+    assert observed.stdout.endswith("\naccepted\n")
+    (tmp_path / "config.toml").write_text(CONFIG + domains + tables.replace('mode = "observe"\n', ""))
+    enforced = run(tmp_path, "smtpd", *words.split())
+    assert "\nrefused: 550 5.7.1 Rejected by the DMARC policy of good.example" in enforced.stdout
+
+
 def test_tables_of_the_plug_in_page_switch_the_plug_ins_on(desk: Path) -> None:
     tables = [block for block in Page("plugins.md").blocks("toml") if "[smtpd." in block and "[project" not in block]
     config = desk / "config.toml"
