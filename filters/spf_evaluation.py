@@ -53,7 +53,7 @@ async def evaluate(
     """
     if not is_domain(domain):
         return Evaluation("none", "no domain that could have a record")  # RFC 7208 §4.3
-    query = Query(client.ip, local, domain.removesuffix("."), client.helo, client.receiver)
+    query = Query(client.ip, local, domain.removesuffix("."), client.helo, client.receiver, longest)
     check = _Check(query)
     scope = asyncio.timeout(longest)
     try:

@@ -5,7 +5,7 @@ What differs from the library:
 - Records that are too long, or have too many macros, are not read: its regular expressions take time that grows with
   the square of a term. Within the limits the worst that was found takes 30 ms, and everything in use less than one.
 - A name that a macro makes too long loses labels until it fits; the library takes away one and leaves it there.
-- `ptr` and `%{p}` go on when the DNS fails, instead of making an error of it.
+- `ptr` and `%{p}` go on when the DNS fails or takes too long, instead of making an error of it.
 - An explanation is looked up when it is needed: after a fail.
 - Of the addresses of a host no more than `MAX_ADDRESSES` are looked at.
 - A macro that does not follow the grammar is an error everywhere.
@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 from socket import AF_INET, AF_INET6, inet_pton
+from time import monotonic
 
 from smtpd.dns.answer import MAX_NAME
 from smtpd.replies import clean
@@ -35,6 +36,7 @@ MAX_MACROS = 50  # of one record
 MAX_ADDRESSES = 100  # of one host that are looked at, and more than the ten names of ptr
 MAX_HOSTS = 11  # of mx: one more than count, so that it is known that there are too many (RFC 7208 §4.6.4)
 LONGEST_CHECK = 20.0  # seconds, RFC 7208 §4.6.4
+NAMES_SHARE = 1 / 4  # of the time of a check, for names of the client; our own choice
 
 # RFC 7208 §7.1; digits are not zero (§7.3)
 _MACRO_STRING = re.compile(r"(?:[^%]|%[%_-]|%\{[slodipvhcrt](?!0+\D)\d*r?[.\-+,/_=]*\})*+", re.IGNORECASE)
@@ -55,13 +57,24 @@ TempError: type[Exception] = spf.TempError
 class Query(spf.query):  # type: ignore[misc]
     """One check of one identity (RFC 7208 §4.1); `domain` is a name of two labels or more."""
 
-    def __init__(self, ip: IPv4Address | IPv6Address, local: str, domain: str, helo: str, receiver: str) -> None:
+    def __init__(
+        self,
+        ip: IPv4Address | IPv6Address,
+        local: str,
+        domain: str,
+        helo: str,
+        receiver: str,
+        longest: float = LONGEST_CHECK,
+    ) -> None:
         super().__init__(i=str(ip), s=f"{local}@{domain}", h=helo, receiver=receiver, querytime=LONGEST_CHECK)
         self.l, self.o, self.d = local, domain, domain
+        self.querytime: float = LONGEST_CHECK
         self.p: str | None = None
         self.prob = ""
         self._level = 0
         self._octets = 0
+        self._names: list[str] | None = None
+        self._time_for_names = longest * NAMES_SHARE
         self._explanation: tuple[str, str] | None = None
 
     def run(self) -> tuple[str, str]:
@@ -157,18 +170,39 @@ class Query(spf.query):  # type: ignore[misc]
             raise spf.PermError(f"Invalid address ({error})") from error
 
     def validated_ptrs(self) -> list[str]:
-        """Names of the client that lead back to it; a name that cannot be looked up is none (RFC 7208 §5.5)."""
+        """Names of the client that lead back to it; a name that cannot be looked up is none (RFC 7208 §5.5).
+
+        The client decides how long its names take. If they could use up the time of the check, it would make a fail of
+        any domain with `ptr` in its record a temperror.
+        """
+        if self._names is None:
+            left, ends = self.querytime, monotonic() + self._time_for_names
+            try:
+                self._names = [name for name in self._names_in_dns(ends) if self._leads_here(name, ends)]
+            finally:
+                self.querytime = left
+        return self._names
+
+    def _names_in_dns(self, ends: float) -> list[str]:
         try:
-            names = self.dns_ptr(self.i)[: spf.MAX_PTR]
+            self._hurry(ends)
+            names: list[str] = self.dns_ptr(self.i)[: spf.MAX_PTR]
         except spf.TempError:
             return []
-        return [name for name in names if self._leads_here(name)]
+        return names
 
-    def _leads_here(self, name: str) -> bool:
+    def _leads_here(self, name: str, ends: float) -> bool:
         try:
+            self._hurry(ends)
             return bool(self.cidrmatch(self.dns_a(name, self.A), self.cidrmax))
         except spf.TempError:
             return False
+
+    def _hurry(self, ends: float) -> None:
+        """Let the next lookup take no longer than up to a moment (steady seconds); TempError when that is over."""
+        self.querytime = ends - monotonic()
+        if self.querytime <= 0:
+            raise TempError("no time")
 
 
 def use(look_up: LookUp) -> None:

@@ -7,6 +7,7 @@ import pytest
 from greenlet import greenlet
 from hypothesis import given
 from hypothesis import strategies as st
+from resolvers import SlowAbout
 from spf_house import NAME, Asked, Tables, check, client, elsewhere, record
 from spf_suite import DEFAULT_EXPLANATION, Case, Scenario, scenarios
 
@@ -15,6 +16,7 @@ from smtpd.authentication_results import SpfResult
 from smtpd.dns import Answer, LimitedResolver, Mx, Record, Txt, Type
 from smtpd.zone import Zone
 
+EVIL = SlowAbout.slow
 CASES = [pytest.param(scenario, case, id=case.name) for scenario in scenarios() for case in scenario.cases]
 
 
@@ -102,6 +104,17 @@ async def test_names_of_a_client_that_cannot_be_looked_up_make_no_error(term: st
     assert (await check(zone))[0].result == "pass"
     zone["1.2.0.192.in-addr.arpa"] = {"tempfail": True}
     assert (await check(zone))[0].result == "neutral"
+
+
+@pytest.mark.parametrize(
+    "terms", [("ptr",), ("exists:%{p}.ok.example",), tuple(f"ptr:host{number}.example" for number in range(8))]
+)
+async def test_slow_names_of_a_client_do_not_use_up_the_time_of_the_check(terms: tuple[str, ...]) -> None:
+    slow = SlowAbout(
+        {NAME: record(*terms, "-all"), "1.2.0.192.in-addr.arpa": {"PTR": [f"h{n}.{EVIL}" for n in range(10)]}}
+    )
+    found = await evaluate(client(), "joe", NAME, slow, longest=0.6)
+    assert found.result == "fail"
 
 
 async def test_records_of_includes_that_are_too_long_together_are_an_error() -> None:
