@@ -237,6 +237,9 @@ def _mistakes(path: Path, cases: tuple[Case, ...], lines: Mapping[KeyPath, int])
         names.add(case.name)
         if (case.message is None) == (case.message_file is None):
             yield Problem(str(path), _line(place, lines), "message", "needs either message or message_file")
+        if not any(getattr(case.expect, key) for key in Expectation.model_fields):
+            where, sentence = (*place, "expect"), "expects nothing, so this case could never fail"
+            yield Problem(str(path), _line(where, lines), "expect", sentence)
         if len(case.expect.rcpt) not in (0, 1, len(case.rcpt)):
             where = (*place, "expect", "rcpt")
             yield Problem(str(path), _line(where, lines), "expect.rcpt", "must be one reply, or one for each recipient")
@@ -264,6 +267,10 @@ def _problems(
         elif details["type"] == "extra_forbidden":
             known = (table or _table_of(details["loc"])).model_fields
             message, guess = "unknown key", closest(details["loc"][-1], known)
+        elif details["type"] in ("dict_type", "model_type", "model_attributes_type"):
+            message = "must be a table"
+        elif details["type"] == "is_instance_of":
+            message = "must be an IPv4 or IPv6 address"
         elif details["type"] == "value_error":
             message = str(details.get("ctx", {}).get("error", message))
         found.setdefault(place, Problem(str(path), _line(place, lines), _dotted(place), message, guess))

@@ -17,8 +17,9 @@ CASE = """\
 name = "first"
 rcpt = "ann@example.com"
 message = "x"
-expect = {}
+expect = { data = "250" }
 """
+EXPECT = 'expect = { data = "250" }'
 
 
 def mistakes(tmp_path: Path, text: str) -> list[str]:
@@ -70,7 +71,7 @@ results = { spf = 3 }
 def test_blanks_around_what_is_expected_count_for_nothing(tmp_path: Path) -> None:
     path = tmp_path / "policy.toml"
     path.write_text(
-        CASE.replace("expect = {}", "[case.expect]\n")
+        CASE.replace(EXPECT, "[case.expect]\n")
         + 'mail = " 250\t"\nrcpt = ["550 5.7.1 "]\nheaders = "! X-Note: \\n"\nlabels = [" forged", " !junk"]\n'
         + 'results = { spf = " pass" }\nfilters = { spf = ["mail pass "] }\n'
     )
@@ -83,13 +84,31 @@ def test_blanks_around_what_is_expected_count_for_nothing(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("text", ['mail = ""', 'data = " "', 'labels = ["!"]', 'results = { spf = " " }'])
 def test_nothing_cannot_be_expected(tmp_path: Path, text: str) -> None:
-    (mistake,) = mistakes(tmp_path, CASE.replace("{}", f"{{ {text} }}"))
+    (mistake,) = mistakes(tmp_path, CASE.replace(EXPECT, f"expect = {{ {text} }}"))
     assert mistake.startswith("policy.toml:5: case[0].expect.")
     assert mistake.endswith(": must not be empty; leave out what may be anything")
 
 
+@pytest.mark.parametrize("text", ["{}", "{ rcpt = [], labels = [] }"])
+def test_a_case_that_could_never_fail_is_a_mistake(tmp_path: Path, text: str) -> None:
+    (mistake,) = mistakes(tmp_path, CASE.replace(EXPECT, f"expect = {text}"))
+    assert mistake == "policy.toml:5: expect: expects nothing, so this case could never fail"
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [
+        ('expect = "250"', "policy.toml:5: case[0].expect: must be a table"),
+        (EXPECT + '\nzone = "x"', "policy.toml:6: case[0].zone: must be a table"),
+        (EXPECT + "\nclient = { ip = 5 }", "policy.toml:6: case[0].client.ip: must be an IPv4 or IPv6 address"),
+    ],
+)
+def test_mistakes_are_told_in_words_of_toml(tmp_path: Path, text: str, mistake: str) -> None:
+    assert mistakes(tmp_path, CASE.replace(EXPECT, text)) == [mistake]
+
+
 def test_mistakes_between_keys_are_found(tmp_path: Path) -> None:
-    text = CASE.replace('message = "x"\n', "").replace("expect = {}", 'expect = { rcpt = ["1", "2"] }')
+    text = CASE.replace('message = "x"\n', "").replace(EXPECT, 'expect = { rcpt = ["1", "2"] }')
     text += CASE.replace("rcpt", 'client = { ip = "nowhere", hello = "x" }\nrcpt')
     assert mistakes(tmp_path, text) == [
         "policy.toml:1: message: needs either message or message_file",
