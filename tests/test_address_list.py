@@ -86,3 +86,8 @@ def test_whatever_comes_is_answered_and_every_address_has_a_domain(value: bytes)
 @given(st.text(alphabet='ab@.,:;<>()[]"\\ '))
 def test_a_comment_in_front_changes_nothing(text: str) -> None:
     assert found("(x)" + text) == found(text)
+
+
+def test_a_field_that_is_there_to_cost_time_is_not_read() -> None:
+    with pytest.raises(AddressError):
+        parse_address_list(b"a@" * 4500)
