@@ -50,6 +50,7 @@ MAX_FILE = 16 << 20  # bytes
 
 _LOOP = tempfail("cname loop")
 _FAILED = "tempfail"
+_NO_ANSWER = "no answer"
 
 
 class ZoneError(ValueError):
@@ -222,7 +223,7 @@ def _read(table: Mapping[str, object]) -> tuple[dict[Type, Answer], Answer | Non
         elif key in ("nxdomain", _FAILED):
             if value is not True:
                 raise ValueError(f"{key} must be true, or not there")
-            default = NXDOMAIN if key == "nxdomain" else tempfail("zone")
+            default = NXDOMAIN if key == "nxdomain" else tempfail(_NO_ANSWER)
         elif key not in ("ttl", "authentic"):
             raise ValueError(f"knows no {key!r}; types are {', '.join(TYPES)}")
     return answers, default
@@ -232,7 +233,7 @@ def _answer(kind: Type, value: object, ttl: float, authentic: bool) -> Answer:
     if value == "nxdomain":
         return NXDOMAIN
     if isinstance(value, str) and value.partition(":")[0] == _FAILED:
-        return tempfail(value.partition(":")[2].strip() or "zone")
+        return tempfail(value.partition(":")[2].strip() or _NO_ANSWER)
     items = value if isinstance(value, list | tuple) else [value]
     try:
         records = tuple(_record(kind, item) for item in items)

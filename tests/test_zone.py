@@ -84,6 +84,8 @@ def test_failure_says_why() -> None:
     zone = Zone.parse(TEXT)
     assert zone.ask("mx.example.org", "AAAA").reason == "timeout"
     assert zone.ask("loop.example", "A").reason == "cname loop"
+    assert Zone({"a.example": {"tempfail": True}}).ask("a.example", "A").reason == "no answer"
+    assert Zone({"a.example": {"A": "tempfail"}}).ask("a.example", "A").reason == "no answer"
 
 
 def test_time_and_authenticity_hold_for_all_records_of_a_name() -> None:
