@@ -210,6 +210,8 @@ class Dmarc(Filter):
             return "only observed here"
         if ("trusted" in unless and session.trusted) or ("tls" in unless and session.tls is not None):
             return "exempt client"
+        if mail.recipients and all(recipient.exempt for recipient in mail.recipients):
+            return "postmaster"
         return "exempt message" if unless & mail.all_labels else ""
 
     def _verdict(self, mail: Transaction, outcomes: list[Outcome], worst: Outcome) -> Verdict:

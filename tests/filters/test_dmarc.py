@@ -253,6 +253,12 @@ async def test_exempt_domain_is_not_obeyed() -> None:
         assert (bench.finding.override, bench.finding.reason) == ("local_policy", "exempt here")
 
 
+async def test_postmaster_reads_what_others_are_refused_and_is_told_so() -> None:
+    async with Bench() as bench:
+        assert (await bench.send(recipients=("postmaster@example.test",))).startswith("250 ")
+        assert (bench.finding.disposition, bench.finding.override) == ("none", "local_policy")
+
+
 async def test_samples_are_taken_only_when_asked_for() -> None:
     records = {"bank.example": "p=reject; pct=0"}
     async with Bench(records=records) as bench:
