@@ -13,6 +13,8 @@ Mail that passes gets the label `dmarc-pass`, so other filters can have it in th
 about something that could have proven the author, or `spf` or `dkim` broke, the message gets `dmarc-temperror` and is
 taken; with `on_tempfail = "defer"` it hears 451 4.7.1 where the policy is "reject" or not known. It hears that in any
 case when there was no time to read the body for a signature: whoever sends a lot at once could bring that about.
+Some domains have names below them that no nameserver answers for, and a forger may use one as sender; "defer" keeps
+that out, too, at the price of delay while DNS has trouble.
 
 Whose policy is "reject" or "quarantine" is not obeyed, and the reason stands in Authentication-Results, when
 
