@@ -64,13 +64,13 @@ def test_cache_full_of_wanted_answers_takes_new_ones() -> None:
 
 
 def test_big_answers_count_as_several() -> None:
-    cache = Cache(10, ManualClock())
-    for number in range(9):
+    cache = Cache(11, ManualClock())
+    for number in range(10):
         cache.put(key(number), ONE, 60)
     cache.put(KEY, big(4096), 60)
-    assert cost_of(big(4096)) == 9
+    assert cost_of(big(4096)) == 10
     assert len(cache) == 2
-    assert cache.taken == 10
+    assert cache.taken == 11
 
 
 def test_answer_bigger_than_everything_is_not_kept_and_drives_nothing_out() -> None:

@@ -21,6 +21,7 @@ MAX_NAME = 253  # characters without the last dot (RFC 1035 §2.3.4: 255 octets 
 
 # RFC 1035 §2.3.4: a label has 63 octets. SPF can make names with blanks (RFC 7208 §7.1), and they are in the DNS.
 _NAME = re.compile(r"[ -\-/-~]{1,63}(?:\.[ -\-/-~]{1,63})*")
+_OBJECT = 56  # octets that Python needs for a text or a tuple, besides what is in it
 _STRING = 255  # octets in one string of a TXT record: its length is one octet
 
 
@@ -129,14 +130,14 @@ def normal_name(name: str) -> str | None:
 
 
 def size_of(answer: Answer) -> int:
-    """Octets that the records take up, roughly."""
+    """Octets of memory that the records take up, roughly: an answer may have four thousand that are empty."""
     return sum(_size(record) for record in answer.records)
 
 
 def _size(record: Record) -> int:
     if isinstance(record, str):
-        return len(record)
-    return sum(len(field) if isinstance(field, str | bytes) else 8 for field in _fields(record))
+        return _OBJECT + len(record)
+    return _OBJECT + sum(_OBJECT + len(field) if isinstance(field, str | bytes) else 8 for field in _fields(record))
 
 
 def _fields(record: Mx | Txt | Soa | Tlsa) -> tuple[object, ...]:
