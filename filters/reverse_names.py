@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from smtpd.dns import Answer, Resolver, Type, normal_name, tempfail
 from smtpd.findings import IprevResult
-from smtpd.model import IPAddress
+from smtpd.model import IPAddress, plain_ip
 
 MAX_NAMES = 10  # RFC 8601 §3: the number of names must be limited; RFC 7208 §4.6.4 takes 10, too
 MAX_ADDRESSES = 10  # of one name; our own choice
@@ -21,7 +21,7 @@ _TIMEOUT = tempfail("timeout")
 async def confirm_names(ip: IPAddress, resolver: Resolver, seconds: float) -> IprevResult:
     """Look the names of an address up, and then their addresses, all within `seconds`; trouble is "temperror"."""
     asking = _Asking(resolver, asyncio.get_running_loop().time() + seconds)
-    address = _plain(ip)
+    address = plain_ip(ip)  # its names are where those of all IPv4 addresses are
     answer = await asking.ask(address.reverse_pointer, "PTR")
     if answer.failed:
         return IprevResult("temperror", str(address), reason=answer.reason)
@@ -52,11 +52,6 @@ class _Asking:
             return answer
         left = self._deadline - asyncio.get_running_loop().time()
         return await self._resolver.resolve(name, kind, left) if left > 0 else _TIMEOUT
-
-
-def _plain(ip: IPAddress) -> IPAddress:
-    """An IPv4 address that came as an IPv6 one (::ffff:192.0.2.1) has its names where all IPv4 addresses have them."""
-    return ip.ipv4_mapped or ip if isinstance(ip, IPv6Address) else ip
 
 
 def _leads_to(address: IPv4Address | IPv6Address, answer: Answer) -> bool:

@@ -89,8 +89,6 @@ def explain(
         performance, zone = asyncio.run(
             _play(config, client, script, now, listener=listener, zone_file=zone_file, ask_agents=ask_agents)
         )
-        if record_file is not None:
-            record_file.write_text(zone, encoding="utf-8")
     except (ConfigError, RehearsalError, ScriptError) as error:
         _stop(str(error))
     except ZoneError as error:
@@ -98,6 +96,8 @@ def explain(
     except OSError as error:
         _stop(f"{error.filename}: {error.strerror}")
     _print(performance, as_json)
+    if record_file is not None:
+        _record(record_file, zone)
     sys.exit(ACCEPTED if performance.ending == "accepted" else REFUSED)
 
 
@@ -112,10 +112,11 @@ def _clock(moment: str | None) -> Callable[[], float]:
 
 
 def _client(ip: str, helo: str, tls: bool, login: str | None) -> Client:
+    from smtpd.model import plain_ip
     from smtpd.rehearsal import Client
 
     try:
-        address = ip_address(ip)
+        address = plain_ip(ip_address(ip))
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--ip") from None
     return Client(address, helo, tls, login)
@@ -174,6 +175,13 @@ def _print(performance: Performance, as_json: bool) -> None:
     from smtpd.rehearsal.page import page
 
     click.echo(json.dumps(tell(performance), indent=1) if as_json else page(performance))
+
+
+def _record(file: Path, zone: str) -> None:
+    try:
+        file.write_text(zone, encoding="utf-8")
+    except OSError as error:
+        _stop(f"{file}: {error.strerror}")
 
 
 def _stop(problem: str) -> None:

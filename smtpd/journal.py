@@ -20,14 +20,13 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from ipaddress import IPv6Address
 from typing import Literal
 from weakref import WeakValueDictionary
 
 from smtpd import replies
 from smtpd.content import MAX_HEAD
 from smtpd.log import Log
-from smtpd.model import ContentSource, IPAddress, Message, Recipient, Session
+from smtpd.model import ContentSource, IPAddress, Message, Recipient, Session, plain_ip
 from smtpd.notebook import Notebook
 from smtpd.replies import Reply
 from smtpd.store import Store, StoreError
@@ -357,8 +356,7 @@ def _refusal_key(session: Session, sender: str, recipient: Recipient) -> str:
 
 def _network(address: IPAddress) -> str:
     """The /24 or /64 of a client: large senders try again from a neighbour."""
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None  # RFC 4291 §2.5.5.2
-    packed = (mapped or address).packed
+    packed = plain_ip(address).packed
     return packed[: 3 if len(packed) == 4 else 8].hex()
 
 

@@ -27,8 +27,14 @@ IPAddress = IPv4Address | IPv6Address
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 _UNFOLDED_LINE_END = re.compile(rb"\r\n(?![ \t])")  # RFC 5322 §2.2.3
-_FIELD_NAME = re.compile(rb"([!-9;-~]++)[ \t]*+:")  # RFC 5322 §3.6.8; blanks before the colon: §4.5.3
+_FIELD_NAME = re.compile(rb"([!-9;-~]++)[ \t]*+:")  # RFC 5322 §3.6.8; blanks before the colon: §4.5
 _counter = itertools.count(int.from_bytes(os.urandom(4)))
+
+
+def plain_ip(ip: IPAddress) -> IPAddress:
+    """An IPv4 address in the notation of IPv6 (::ffff:192.0.2.1, RFC 4291 §2.5.5.2) as the IPv4 address it is."""
+    mapped = ip.ipv4_mapped if isinstance(ip, IPv6Address) else None
+    return mapped or ip
 
 
 def new_id() -> str:

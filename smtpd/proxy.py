@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Literal
 
-from smtpd.model import IPAddress
+from smtpd.model import IPAddress, plain_ip
 
 V1_START = b"PROXY "
 V2_START = b"\r\n\r\n\x00\r\nQUIT\n"
@@ -124,7 +124,7 @@ def _parse_v1(line: bytes) -> Origin:
     if parse is None or len(fields) != 5:
         raise ProxyError("a family without its four fields")
     source, destination = parse(fields[1]), parse(fields[2])
-    return Origin("proxied", _plain(source), _port(fields[3]), _plain(destination), _port(fields[4]))
+    return Origin("proxied", plain_ip(source), _port(fields[3]), plain_ip(destination), _port(fields[4]))
 
 
 def _ipv4(text: str) -> IPAddress:
@@ -150,11 +150,6 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _plain(address: IPAddress) -> IPAddress:
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return mapped or address
-
-
 def _parse_v2(header: bytes) -> Origin:
     version, command = header[12] >> 4, header[12] & 15
     if version != 2 or command > 1:
@@ -175,7 +170,7 @@ def _parse_v2(header: bytes) -> Origin:
         return Origin("proxied", IPv4Address(source), ports[0], IPv4Address(destination), ports[1])
     if family == 2 and protocol == 1:
         source, destination, *ports = struct.unpack("!16s16sHH", block[:size])
-        return Origin("proxied", _plain(IPv6Address(source)), ports[0], _plain(IPv6Address(destination)), ports[1])
+        return Origin("proxied", plain_ip(IPv6Address(source)), ports[0], plain_ip(IPv6Address(destination)), ports[1])
     return UNKNOWN  # §2.2: what is valid but not supported counts as unspecified
 
 

@@ -46,7 +46,7 @@ async def _speak(config: Config, listener: str, ip: str) -> None:
     from smtpd.channel import Channel
     from smtpd.conversation import Conversation
     from smtpd.log import Log
-    from smtpd.model import Session, new_id
+    from smtpd.model import Session, new_id, plain_ip
     from smtpd.server import Server
 
     log = Log(config.log.model_copy(update={"to": "stderr"}))  # standard output belongs to the client
@@ -57,7 +57,7 @@ async def _speak(config: Config, listener: str, ip: str) -> None:
     channel = Channel(carrier, asyncio.get_running_loop())
     over = asyncio.Event()
     channel.on_finished = over.set
-    address = ip_address(ip)
+    address = plain_ip(ip_address(ip))
     speaker = Session(id=new_id(), listener=listener, ip=address, trusted=service.trusts(address))
     channel.start(Conversation(channel, speaker, service).run())
     reader = asyncio.create_task(carrier.read_into(channel))

@@ -10,14 +10,14 @@ import ssl
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
-from ipaddress import IPv6Address, ip_address
+from ipaddress import ip_address
 from typing import Any, TypeGuard
 
 from smtpd import replies, tls
 from smtpd.channel import Channel, Disconnected
 from smtpd.conversation import Conversation
 from smtpd.limits import ConnectionLimits
-from smtpd.model import IPAddress, Session, TlsInfo, new_id
+from smtpd.model import IPAddress, Session, TlsInfo, new_id, plain_ip
 from smtpd.proxy import V1_START, V2_START, Origin
 from smtpd.replies import Reply
 from smtpd.service import Service
@@ -310,7 +310,5 @@ def _name(name: object) -> tuple[str, int]:
 @lru_cache(maxsize=1024)
 def _parsed(text: str) -> tuple[IPAddress, str]:
     """The address without its zone, an IPv4 one as such, and its usual spelling."""
-    ip = ip_address(text.partition("%")[0])
-    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
-        ip = ip.ipv4_mapped
+    ip = plain_ip(ip_address(text.partition("%")[0]))
     return ip, str(ip)

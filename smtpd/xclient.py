@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from smtpd import replies
-from smtpd.model import IPAddress, Session, new_id
+from smtpd.model import IPAddress, Session, new_id, plain_ip
 from smtpd.replies import Refused
 
 ATTRIBUTES = ("NAME", "ADDR", "PORT", "PROTO", "HELO", "LOGIN", "DESTADDR", "DESTPORT")
@@ -121,7 +121,7 @@ def _address(name: str, known: dict[str, str]) -> IPAddress | None:
         address = IPv6Address(match[1])
     except ValueError:
         raise _bad(name) from None
-    return address.ipv4_mapped or address
+    return plain_ip(address)
 
 
 def _port(name: str, known: dict[str, str]) -> int | None:

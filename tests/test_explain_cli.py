@@ -182,13 +182,23 @@ def test_what_was_recorded_can_be_repeated_without_the_network(desk: Path) -> No
         (("message.eml", *ENVELOPE), "none.toml", "none.toml: No such file or directory"),
         (("message.eml", *ENVELOPE), "config.toml", "config.toml: smtpd: knows no 'hostname'"),
         (("message.eml", "--from", "a\nb", "--to", "c"), "zone.toml", "cannot stand in a command"),
-        (("message.eml", *ENVELOPE, "--ask-agents", "--record", "no/z.toml"), "zone.toml", "No such file or directory"),
     ],
 )
 def test_what_cannot_be_used_is_exit_status_2(desk: Path, arguments: tuple[str, ...], zone: str, problem: str) -> None:
     done = explain(desk, *arguments, zone=zone)
     assert (done.exit_code, done.stdout) == (2, "")
     assert problem in done.stderr
+
+
+def test_the_page_is_shown_also_when_the_dns_cannot_be_recorded(desk: Path) -> None:
+    done = explain(desk, "message.eml", *ENVELOPE, "--record", "no/z.toml")
+    assert (done.exit_code, done.stderr) == (2, f"{desk / 'no/z.toml'}: No such file or directory\n")
+    assert "250 2.0.0" in done.stdout
+
+
+def test_an_ipv4_address_in_the_notation_of_ipv6_is_one(desk: Path) -> None:
+    done = explain(desk, "message.eml", *ENVELOPE, "--ip", "::ffff:192.0.2.1", "--json")
+    assert json.loads(done.stdout)["client"]["ip"] == "192.0.2.1"
 
 
 def test_mistakes_of_the_configuration_are_exit_status_2(desk: Path) -> None:

@@ -21,6 +21,7 @@ from smtpd.config.lines import key_lines
 from smtpd.config.problems import Path as KeyPath
 from smtpd.config.problems import closest
 from smtpd.config.validation import plain_words
+from smtpd.model import plain_ip
 from smtpd.options import Options
 from smtpd.rehearsal.script import Client
 
@@ -38,7 +39,7 @@ def _moment(value: object) -> object:
 
 
 def _address(value: object) -> object:
-    return ip_address(value) if isinstance(value, str) else value
+    return plain_ip(ip_address(value)) if isinstance(value, str) else value
 
 
 def _sequence(value: object) -> object:
