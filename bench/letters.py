@@ -31,6 +31,11 @@ def key_record() -> str:
     return f"v=DKIM1; k=rsa; p={base64.b64encode(octets).decode()}"
 
 
+def signature_of(relaxed: str) -> str:
+    """What stands behind b=; `relaxed` are the signed fields and the signature field, canonicalised."""
+    return base64.b64encode(_key().sign(relaxed.encode(), PKCS1v15(), SHA256())).decode()
+
+
 def signed(domain: str, octets: int, number: int, recipients: str) -> bytes:
     """A message of about so many octets, without its final dot."""
     fields = {
@@ -45,8 +50,8 @@ def signed(domain: str, octets: int, number: int, recipients: str) -> bytes:
     body, body_hash = _body(max(0, octets - 850))  # the header has about so many
     value = f"v=1; a=rsa-sha256; c=relaxed/relaxed; d={domain}; s={SELECTOR}; h={':'.join(fields)}; bh={body_hash}; b="
     relaxed = "".join(f"{name.lower()}:{text}\r\n" for name, text in fields.items()) + f"dkim-signature:{value}"
-    signature = base64.b64encode(_key().sign(relaxed.encode(), PKCS1v15(), SHA256())).decode()
-    header = f"DKIM-Signature: {value}{signature}\r\n" + "".join(f"{name}: {text}\r\n" for name, text in fields.items())
+    signature = f"DKIM-Signature: {value}{signature_of(relaxed)}\r\n"
+    header = signature + "".join(f"{name}: {text}\r\n" for name, text in fields.items())
     return header.encode() + b"\r\n" + body
 
 
