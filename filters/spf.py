@@ -1,7 +1,8 @@
 """Ask the sender's domain whether the client may send for it (SPF, RFC 7208).
 
 The domain in MAIL FROM publishes who may use it, and so may the name in EHLO or HELO; both are checked. Mail with the
-empty sender is checked as postmaster of that name. The lookups start at MAIL, and go on while the client does. The
+empty sender is checked as postmaster of that name. What came of the name holds for five minutes within its session,
+unless a lookup failed for now. The lookups start at MAIL, and go on while the client does. The
 results stand in the Authentication-Results field of the message, and are there for other filters, `dmarc` above all.
 
 A fail alone says little: whoever forwards mail without changing its sender fails, too. So by default nobody is refused
@@ -50,7 +51,7 @@ from smtpd.authentication_results import received_spf
 from smtpd.dns import LimitedResolver, Resolver
 from smtpd.findings import SpfCheck, SpfResults
 from smtpd.metrics import Counter
-from smtpd.model import Session, Transaction
+from smtpd.model import IPAddress, Session, Transaction
 from smtpd.options import FilterOptions, Seconds, Strings
 from smtpd.policy import PASS, Filter, Verdict
 from smtpd.replies import Reply
@@ -59,6 +60,8 @@ from smtpd.services import Services
 _RESULTS = "result is pass, fail, softfail, neutral, none, temperror or permerror."
 CHECKS = Counter("smtpd_spf_checks_total", f"Senders checked by SPF. {_RESULTS}", ("result",))
 HELO_CHECKS = Counter("smtpd_spf_helo_checks_total", f"Names in EHLO or HELO checked by SPF. {_RESULTS}", ("result",))
+
+_HELO_SECONDS = 300.0  # a result for the name in EHLO holds, within its session
 
 Action = Literal["dmarc", "reject", "defer", "tag", "pass"]
 
@@ -99,6 +102,17 @@ _SOFTFAIL = _Answers("spf-softfail", replies.SPF_FAIL_LATER, replies.SPF_FAIL_LA
 _PERMERROR = _Answers("spf-permerror", replies.SPF_PERMERROR, replies.SPF_PERMERROR_LATER)
 _TEMPERROR = _Answers("spf-temperror", replies.SPF_TEMPERROR, replies.SPF_TEMPERROR)
 _HELO_FAIL = _Answers("spf-helo-fail", replies.SPF_HELO_FAIL, replies.SPF_HELO_FAIL_LATER)
+
+
+@dataclass(frozen=True, slots=True)
+class _HeloCheck:
+    """What came of a name in EHLO: the same for all messages of a session, and a client can send many."""
+
+    ip: IPAddress
+    name: str
+    check: SpfCheck
+    when: float
+    """Seconds of the event loop."""
 
 
 class Spf(Filter):
@@ -164,23 +178,26 @@ class Spf(Filter):
         )
 
     async def _check(self, mail: Transaction) -> SpfResults:
-        session = mail.session
-        lookups = self.services.lookups(mail)
+        session, sender = mail.session, mail.sender
         client = Client(session.ip, session.helo, self.services.hostname)
+        if known := _known_helo(session):
+            return SpfResults(known if sender.is_null else await self._check_sender(client, mail), known)
         # Started by hand: what is known already is answered without a turn of the loop.
         checking = asyncio.Task(
             self._one(client, "helo", "postmaster", session.helo, session.helo, self._lookups_of_helo(mail)),
             loop=asyncio.get_running_loop(), eager_start=True,
         )  # fmt: skip
         try:
-            if mail.sender.is_null:  # RFC 7208 §2.4
-                helo = await checking
-                return SpfResults(helo, helo)
-            sender = mail.sender
-            mailfrom = await self._one(client, "mailfrom", sender.local, sender.domain, sender.text, lookups)
-            return SpfResults(mailfrom, await checking)
+            mailfrom = await self._check_sender(client, mail) if not sender.is_null else await checking  # RFC 7208 §2.4
+            helo = await checking
         finally:
             checking.cancel()  # and if it broke, too, nobody has to hear of it twice
+        session.facts.add(_HeloCheck(session.ip, session.helo, helo, asyncio.get_running_loop().time()))
+        return SpfResults(mailfrom, helo)
+
+    async def _check_sender(self, client: Client, mail: Transaction) -> SpfCheck:
+        sender, lookups = mail.sender, self.services.lookups(mail)
+        return await self._one(client, "mailfrom", sender.local, sender.domain, sender.text, lookups)
 
     def _lookups_of_helo(self, mail: Transaction) -> Resolver:
         """At most half of the limit: a name that the client chose must not cost the sender its result."""
@@ -218,6 +235,14 @@ class Spf(Filter):
             reply = replies.SPF_FAIL_EXPLAINED
         filled = reply(ip=session.ip, domain=check.domain, reason=check.reason, explanation=check.explanation)
         return Verdict(filled, labels=labels)
+
+
+def _known_helo(session: Session) -> SpfCheck | None:
+    """What is known already about the client and the name it uses now; what failed for now is asked again."""
+    known = session.facts.get(_HeloCheck)
+    if known is None or (known.ip, known.name) != (session.ip, session.helo) or known.check.result == "temperror":
+        return None
+    return known.check if asyncio.get_running_loop().time() < known.when + _HELO_SECONDS else None
 
 
 def _both(first: Verdict, second: Verdict) -> Verdict:
