@@ -30,8 +30,8 @@ Refusals are silenced for who logged in, and for hosts that `trusted_forwarders`
 The limits of RFC 7208 hold: 10 terms that cause lookups, 2 lookups that find nothing, 10 hosts of `mx`; beyond
 them the result is permerror. Of the names of `ptr` the first 10 count. There are some limits of our own, far above what
 is in use: 8 KiB for a record and 16 KiB for all together, 512 characters for a term, 50 macros, and the first 100
-addresses of a host. Lookups beyond `[smtpd.dns] lookups_per_message` fail for now; the name in EHLO gets no more than
-half of them, unless the sender is empty. Whatever breaks, nobody is refused for it, unless `permerror` says so.
+addresses of a host. Lookups beyond `[smtpd.dns] lookups_per_message` fail for now; the name in EHLO has half as many
+of its own, unless the sender is empty. Whatever breaks, nobody is refused for it, unless `permerror` says so.
 
 `smtpd_spf_checks_total` counts results of the sender, `smtpd_spf_helo_checks_total` those of the name.
 """
@@ -200,11 +200,11 @@ class Spf(Filter):
         return await self._one(client, "mailfrom", sender.local, sender.domain, sender.text, lookups)
 
     def _lookups_of_helo(self, mail: Transaction) -> Resolver:
-        """At most half of the limit: a name that the client chose must not cost the sender its result."""
-        lookups, limit = self.services.lookups(mail), self.services.lookups_per_message
-        if mail.sender.is_null or not limit:
-            return lookups
-        return LimitedResolver(lookups, (limit + 1) // 2, self.services.metrics)
+        """Its own, half as many as a message has: a name that the client chose must not cost the sender its result."""
+        limit = self.services.lookups_per_message
+        if mail.sender.is_null:
+            return self.services.lookups(mail)
+        return LimitedResolver(self.services.resolver, (limit + 1) // 2, self.services.metrics)
 
     async def _one(
         self,

@@ -72,7 +72,8 @@ class DnsOptions(Options):
     ports; "auto" takes aiodns where it can."""
     lookups_per_message: Annotated[int, Field(ge=0)] = 100
     """Lookups of all filters together for one message; further ones fail for now. Not counted are those answered from
-    the cache, keys of DKIM and policies of DMARC, which have limits of their own. 0: no limit."""
+    the cache, and keys of DKIM, policies of DMARC and SPF of the name in EHLO, which have limits of their own. 0: no
+    limit."""
 
     @model_validator(mode="after")
     def _ports_fit_the_backend(self) -> Self:

@@ -310,11 +310,13 @@ async def test_record_that_confuses_the_library_is_a_permanent_error_and_in_the_
         assert line["domain"] == "odd.example"
 
 
-async def test_lookups_of_both_checks_count_for_the_message() -> None:
+async def test_lookups_of_a_message_are_limited_and_the_name_in_ehlo_has_half_as_many_of_its_own() -> None:
     zone = {**ZONE, "many.example": {"TXT": ["v=spf1 a:pass.example mx:pass.example -all"]}}
-    async with house(resolver=Zone(zone, cached=False), tables={"dns": {"lookups_per_message": 3}}) as server:
-        await answers(server, "many.example", helo="pass.example")
-        assert results(server).startswith('spf=temperror reason="DNS: limit for MX of pass.example" ')
+    async with house(resolver=Zone(zone, cached=False), tables={"dns": {"lookups_per_message": 2}}) as server:
+        await answers(server, "many.example", helo="many.example")
+        sender, name = results(server).split("; ")
+        assert sender.startswith('spf=temperror reason="DNS: limit for MX of pass.example" ')
+        assert name.startswith('spf=temperror reason="DNS: limit for A of pass.example" ')
 
 
 async def test_client_that_leaves_during_a_check_is_no_trouble() -> None:
