@@ -55,7 +55,7 @@ CHECKS = metrics.Counter(
     "smtpd_arc_checks_total",
     "Messages by the result of their ARC chain: none, pass, fail or temperror. trusted counts those of pass whose last "
     "host is in trusted_sealers.",
-    ("filter", "result"),
+    ("result",),
 )
 RESULTS = ("none", "pass", "fail", "temperror", "trusted")
 
@@ -104,7 +104,7 @@ class Arc(Filter):
         self._believes = bool(options.trusted_sealers)
         self._keys = Keys(min_bits=options.min_rsa_bits, max_bits=options.max_rsa_bits)
         checks = services.metrics.counter(CHECKS)
-        self._checks = {result: checks.labels(name, result) for result in RESULTS}
+        self._checks = {result: checks.labels(result) for result in RESULTS}
         self._turns = Turns()
 
     def can_refuse(self) -> bool:

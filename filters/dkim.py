@@ -56,7 +56,7 @@ CHECKS = metrics.Counter(
     "smtpd_dkim_checks_total",
     "DKIM signatures looked at; result is that of RFC 8601: pass, fail, policy, neutral, temperror or permerror. none "
     "counts messages without a signature.",
-    ("filter", "result"),
+    ("result",),
 )
 RESULTS = ("none", "pass", "fail", "policy", "neutral", "temperror", "permerror")
 
@@ -116,7 +116,7 @@ class Dkim(Filter):
         checks = services.metrics.counter(CHECKS)
         self._turns = Turns()
         self._reading_time = options.timeout * _READING_SHARE or None
-        self._checks = {result: checks.labels(name, result) for result in RESULTS}
+        self._checks = {result: checks.labels(result) for result in RESULTS}
 
     def can_refuse(self) -> bool:
         """Only where an option says so."""

@@ -29,8 +29,8 @@ async def test_pass_stands_in_authentication_results() -> None:
     async with house() as server:
         await (await server.connect(ip="2001:db8::1")).send(message)
         (delivered,) = server.delivered
-        assert server.count("smtpd_arc_checks_total", filter="arc", result="pass") == 1
-        assert server.count("smtpd_arc_checks_total", filter="arc", result="trusted") == 0
+        assert server.count("smtpd_arc_checks_total", result="pass") == 1
+        assert server.count("smtpd_arc_checks_total", result="trusted") == 0
     assert b'arc=pass smtp.remote-ip="2001:db8::1" header.oldest-pass=2' in delivered.content.replace(b"\r\n\t", b" ")
     assert delivered.labels == {"arc-pass"}
 
@@ -39,7 +39,7 @@ async def test_fail_stands_there_with_its_reason() -> None:
     async with house() as server:
         assert (await (await server.connect()).send(CHANGED))[-1].startswith("250 ")
         (delivered,) = server.delivered
-        assert server.count("smtpd_arc_checks_total", filter="arc", result="fail") == 1
+        assert server.count("smtpd_arc_checks_total", result="fail") == 1
     text = b" ".join(delivered.content.split())
     assert b'arc=fail reason="ARC-Message-Signature 2: the body was changed" smtp.remote-ip=192.0.2.1' in text
     assert delivered.labels == {"arc-fail"}
@@ -49,7 +49,7 @@ async def test_message_without_a_chain_is_told_and_not_labelled() -> None:
     async with house({"fail": "reject"}) as server:
         assert (await (await server.connect()).send(LETTER))[-1].startswith("250 ")
         (delivered,) = server.delivered
-        assert server.count("smtpd_arc_checks_total", filter="arc", result="none") == 1
+        assert server.count("smtpd_arc_checks_total", result="none") == 1
     assert b"arc=none\r\n" in delivered.content
     assert delivered.labels == frozenset()
 
@@ -106,7 +106,7 @@ async def test_dns_that_is_down_never_refuses(mode: str) -> None:
     async with house({"fail": "reject", "mode": mode}, zone(one=down, two=down)) as server:
         assert (await (await server.connect()).send(chain(2)))[-1].startswith("250 ")
         assert server.delivered[0].labels == frozenset()
-        assert server.count("smtpd_arc_checks_total", filter="arc", result="temperror") == 1
+        assert server.count("smtpd_arc_checks_total", result="temperror") == 1
     assert Witness.seen.pop().status == "temperror"
 
 
@@ -140,7 +140,7 @@ async def test_lookups_for_the_author_come_before_those_for_the_chain() -> None:
     ) as server:
         await (await server.connect()).send(junk + SUBDOMAIN.field() + JOE.sign())
         assert server.delivered[0].labels >= {"dkim-pass"}
-        assert server.count("smtpd_arc_checks_total", filter="arc", result="pass") == 0
+        assert server.count("smtpd_arc_checks_total", result="pass") == 0
 
 
 # Whom it believes
@@ -166,7 +166,7 @@ async def test_last_host_has_to_be_in_the_list(trusted: list[str], by: str) -> N
 async def test_last_host_that_is_trusted_is_counted() -> None:
     async with house({"trusted_sealers": ["two.test"]}) as server:
         await (await server.connect()).send(chain(2))
-        assert server.count("smtpd_arc_checks_total", filter="arc", result="trusted") == 1
+        assert server.count("smtpd_arc_checks_total", result="trusted") == 1
 
 
 async def test_nobody_is_believed_when_the_chain_does_not_pass() -> None:

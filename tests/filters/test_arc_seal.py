@@ -144,7 +144,7 @@ async def test_chain_that_is_full_is_not_sealed(key_file: Path) -> None:
         message = ONE.forge(message, instance)
     async with house(key_file) as server:
         await (await server.connect()).send(message)
-        assert server.count("smtpd_arc_checks_total", filter="arc", result="pass") == 1
+        assert server.count("smtpd_arc_checks_total", result="pass") == 1
         assert server.count("smtpd_arc_seals_total", filter="arc_seal", result="impossible") == 1
     assert Kept.seen.pop().count(b"ARC-Seal: ") == 50
 

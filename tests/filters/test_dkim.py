@@ -58,8 +58,8 @@ async def test_report_names_each_signature_with_its_reason() -> None:
     async with house(ed="v=DKIM1; k=ed25519; p=") as server:
         await (await server.connect()).send(message)
         head = server.delivered[0].content.replace(b"\r\n\t", b" ").replace(b"\r\n ", b" ").decode()
-        assert server.count("smtpd_dkim_checks_total", filter="dkim", result="pass") == 1
-        assert server.count("smtpd_dkim_checks_total", filter="dkim", result="permerror") == 1
+        assert server.count("smtpd_dkim_checks_total", result="pass") == 1
+        assert server.count("smtpd_dkim_checks_total", result="permerror") == 1
     begin = message.partition(b" b=")[2][:8].decode()
     assert "dkim=pass header.d=a.test header.s=s header.a=rsa-sha256 header.b=" in head
     assert begin in head.partition("header.b=")[2][:10]
@@ -152,7 +152,7 @@ async def test_filter_that_breaks_never_refuses(mode: str, on_error: str, resolv
 async def test_key_that_comes_too_late_for_the_filter_is_a_temporary_error() -> None:
     async with house({**ALL_REFUSE, "timeout": "900ms", "on_error": "defer"}, resolver=Slow()) as server:
         assert (await (await server.connect()).send(JOE.sign()))[-1].startswith("451 4.7.5 A DKIM key cannot be looked")
-        assert server.count("smtpd_dkim_checks_total", filter="dkim", result="temperror") == 1
+        assert server.count("smtpd_dkim_checks_total", result="temperror") == 1
 
 
 @pytest.mark.parametrize("mode", ["enforce", "observe"])
@@ -169,7 +169,7 @@ async def test_refusals_are_only_counted_in_observe_mode() -> None:
     async with house({**ALL_REFUSE, "mode": "observe"}) as server:
         assert (await (await server.connect()).send(CHANGED))[-1].startswith("250 ")
         assert server.count("smtpd_filter_would_reject_total", filter="dkim") == 1
-        assert server.count("smtpd_dkim_checks_total", filter="dkim", result="fail") == 1
+        assert server.count("smtpd_dkim_checks_total", result="fail") == 1
 
 
 async def test_one_good_signature_makes_up_for_keys_nobody_answers_for() -> None:
@@ -203,7 +203,7 @@ async def test_thousand_signatures_cost_eight_lookups_and_do_not_hide_the_author
     async with house(resolver=zone) as server:
         await (await server.connect()).send(b"".join(junk) + JOE.sign())
         assert server.delivered[0].labels == {"dkim-pass"}
-        assert server.count("smtpd_dkim_checks_total", filter="dkim", result="permerror") == 7
+        assert server.count("smtpd_dkim_checks_total", result="permerror") == 7
         assert b"(983 more signatures not looked at)" in server.delivered[0].content
     results = Witness.seen[0]
     assert len(results.signatures) == 8
