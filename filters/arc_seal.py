@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from filters.arc_sealer import CannotSeal, Sealer, SealingKeyError, read_key
+from filters.dkim_turns import Turns
 from smtpd import metrics
 from smtpd.addresses import AddressError, normalise_domain
 from smtpd.findings import ArcResult, DkimResults, DmarcResult, SpfResults, results_field
@@ -67,7 +68,7 @@ class ArcSeal(Filter):
         counter = services.metrics.counter(SEALS)
         self._seals = {result: counter.labels(name, result) for result in ("sealed", "broken_chain", "impossible")}
         self._sealer: Sealer | None = None
-        self._turn = asyncio.Semaphore(1)  # as in `dkim`: several threads that compute hold the event loop up
+        self._turns = Turns()
 
     def can_refuse(self) -> bool:
         """Never."""
@@ -95,8 +96,7 @@ class ArcSeal(Filter):
         results = results_field(self.services.authserv_id or self.services.hostname, mail).decode("utf-8", "replace")
         value = results.partition(":")[2].strip()
         try:
-            async with self._turn:
-                fields = await asyncio.to_thread(self._sealer.seal, message.content, value, self.services.now())
+            fields = await self._turns.finish(self._sealer.steps(message.content, value, self.services.now()))
         except CannotSeal:
             self._seals["impossible"].inc()
             return PASS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -14,9 +14,10 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from filters.arc_chain import MAX_SETS, Broken, read_chain
-from filters.dkim_body import body_pieces, digest_body
+from filters.dkim_body import body_pieces, digest_steps
 from filters.dkim_header import HeaderSection
 from filters.dkim_keys import Unusable
+from filters.dkim_turns import finish_at_once
 from smtpd.model import ContentSource
 
 MIN_BITS = 2048  # RFC 8301 §3.2: should be, and 1024 must be
@@ -56,9 +57,16 @@ class Sealer:
         `results` is what would stand in Authentication-Results, and says how the chain was when it came here;
         `now` seconds since 1970. The chain must have passed, or there is none. Raises CannotSeal.
         """
+        return finish_at_once(self.steps(content, results, now))
+
+    def steps(
+        self, content: ContentSource, results: str, now: float
+    ) -> Generator[None, None, tuple[Field, Field, Field]]:
+        """The same, for `Turns`."""
         head = content.head()
         instance = self._next_instance(head, now)
-        body = digest_body(body_pieces(content.chunks(), len(head)), {("relaxed", None)})["relaxed", None].digest
+        digests = yield from digest_steps(body_pieces(content.chunks(), len(head)), {("relaxed", None)})
+        body = digests["relaxed", None].digest
         below = HeaderSection(head)
         own = f"i={instance}; a=rsa-sha256; d={self.domain}; s={self.selector}; t={int(now)};"
         found: Field = ("ARC-Authentication-Results", f"i={instance}; {results}")

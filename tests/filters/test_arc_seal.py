@@ -11,8 +11,9 @@ from signer import LETTER, Signer, ed25519_key, rsa_key
 
 from filters.arc import Arc
 from filters.arc_seal import ArcSeal
-from filters.arc_sealer import SealingKeyError, read_key
+from filters.arc_sealer import Sealer, SealingKeyError, read_key
 from filters.dkim import Dkim
+from filters.dkim_body import SLICE
 from smtpd import replies
 from smtpd.content import Content
 from smtpd.delivery import DeliveryAgent
@@ -210,3 +211,12 @@ async def test_server_does_not_start_without_the_key(tmp_path: Path) -> None:
 def test_key_that_cannot_seal_is_refused(pem: bytes, problem: str) -> None:
     with pytest.raises(SealingKeyError, match=problem):
         read_key(pem)
+
+
+async def test_big_message_is_read_in_slices_so_that_others_have_their_turn(key_file: Path) -> None:
+    big = LETTER + b"Hello, Ann.\r\n" * (4 * SLICE // 13)
+    content = Content(ContentBudget(0), in_memory=len(big))
+    content.write(big)
+    steps = Sealer("mx.test", "arc", read_key(private_key())).steps(content, "mx.test; none", 1.8e9)
+    assert sum(1 for _ in steps) == 4
+    assert by_dkimpy(await sealed(key_file, big)) == (b"pass", "success")
