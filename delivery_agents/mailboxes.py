@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import os
 import re
+import stat
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -52,6 +53,20 @@ class Layout:
     def path(self, user: str, domain: str) -> str:
         """The directory of one mailbox; `user` comes from `user()`, `domain` is an `Address.domain`."""
         return self._template.replace("{domain}", directory_name(domain)).replace("{user}", directory_name(user))
+
+    def has(self, path: str) -> bool:
+        """Whether there is a mailbox; OSError when nobody can say: closed to us, a bad disk, a link to nowhere."""
+        try:
+            return stat.S_ISDIR(os.stat(path).st_mode)
+        except NotADirectoryError:
+            return False
+        except FileNotFoundError:
+            # What the link leads to may be mounted later, as the root itself may be.
+            while len(path) > len(self.root):
+                if os.path.islink(path) and not os.path.exists(path):
+                    raise
+                path = os.path.dirname(path)
+            return False
 
 
 def check_template(template: str) -> str:

@@ -149,18 +149,11 @@ class Maildir(DeliveryAgent):
         """Whether the mailbox is known and has room for the announced size."""
         if self._known is not None:
             await self._known.refresh()
-        path = self._find(recipient.destination)
-        if path is None and not self._layout.is_there:
-            problem = f"there is no directory {self._layout.root}"
-            self.services.log.error("mail-not-stored", agent=self.name, trace=mail.id, problem=problem)
+        try:
+            return await self._look(recipient, max(mail.size or 0, 1))
+        except OSError as error:
+            self.services.log.error("mail-not-stored", agent=self.name, trace=mail.id, problem=str(error))
             return replies.BACKEND_DOWN
-        if path is None:
-            return replies.NO_SUCH_USER(address=recipient.address)
-        if self._quota is not None and await asyncio.to_thread(
-            self._quota.is_full, path, max(mail.size or 0, 1), recount=True
-        ):
-            return self._full(recipient)
-        return None
 
     async def deliver(self, mail: Transaction, message: Message) -> Reply | Mapping[Recipient, Reply]:
         """Store the message in all mailboxes or in none."""
@@ -168,7 +161,10 @@ class Maildir(DeliveryAgent):
         looping = _delivered_before(message, recipients)
         if looping:
             recipients = [recipient for recipient in recipients if recipient not in looping]
-        boxes = self._boxes(recipients, mail)
+        try:
+            boxes = self._boxes(recipients, mail)
+        except OSError as error:
+            return self._reply(error, mail)
         top = trace.return_path(mail)
         if len(mail.recipients) == 1:
             top += trace.delivered_to(mail.recipients[0].destination.text)
@@ -179,6 +175,16 @@ class Maildir(DeliveryAgent):
             recipient: replies.DELIVERED_BEFORE(address=recipient.address) if recipient in looping else reply
             for recipient in mail.recipients
         }
+
+    async def _look(self, recipient: Recipient, size: int) -> Reply | None:
+        path = self._find(recipient.destination)
+        if path is None and not self._layout.is_there:
+            raise FileNotFoundError(f"there is no directory {self._layout.root}")
+        if path is None:
+            return replies.NO_SUCH_USER(address=recipient.address)
+        if self._quota is not None and await asyncio.to_thread(self._quota.is_full, path, size, recount=True):
+            return self._full(recipient)
+        return None
 
     def _reply(self, failure: Exception | None, mail: Transaction) -> Reply:
         if failure is None:
@@ -214,7 +220,7 @@ class Maildir(DeliveryAgent):
         return Box(path, folder, self.options.recipients != "existing")
 
     def _find(self, address: Address) -> str | None:
-        """The mailbox's directory, None when there is no such mailbox."""
+        """The mailbox's directory, None when there is no such mailbox; OSError when nobody can say."""
         layout, separator = self._layout, self.options.separator
         user, domain = layout.user(address), address.domain
         name, found, _ = user.partition(separator) if separator else (user, "", "")
@@ -222,7 +228,7 @@ class Maildir(DeliveryAgent):
             return layout.path(name if found and name else user, domain)
         for candidate in (user, name) if found and name else (user,):
             path = layout.path(candidate, domain)
-            if (candidate, domain) in self._known if self._known is not None else os.path.isdir(path):
+            if (candidate, domain) in self._known if self._known is not None else layout.has(path):
                 return path
         return None
 

@@ -70,6 +70,21 @@ async def test_root_that_is_not_mounted_never_means_unknown(start: Start, tmp_pa
     assert "cannot be read" in (await agent.health() or "")
 
 
+@pytest.mark.parametrize("name", ["example.com", "example.com/bob"])
+@pytest.mark.parametrize("target", ["/not/mounted/yet", "loop"])
+async def test_mailbox_that_cannot_be_looked_at_never_means_unknown(
+    start: Start, tmp_path: Path, name: str, target: str
+) -> None:
+    link = tmp_path / "mail" / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(link if target == "loop" else target)
+    agent = await start(recipients="existing")
+    assert await ask(agent, "bob@example.com") is replies.BACKEND_DOWN
+    assert await deliver(agent, "bob@example.com") is replies.STORE_FAILED
+    assert str(tmp_path / "mail/example.com/bob") in events(agent)[0]
+    assert await ask(agent, "bob@example.org") == replies.NO_SUCH_USER
+
+
 async def test_mailbox_that_vanished_after_rcpt_is_temporary(start: Start, tmp_path: Path) -> None:
     (tmp_path / "mail/example.com/bob").mkdir(parents=True)
     agent = await start(recipients="existing")
