@@ -54,7 +54,7 @@ class Server:
         environ: Mapping[str, str] | None = None,
         contexts: Contexts | None = None,
     ) -> None:
-        self.config = config
+        self.config = self._begun_with = config
         self._own = OwnParts(agents or {}, filters or {})
         self.metrics = Metrics()
         self._owns_log = log is None
@@ -109,7 +109,7 @@ class Server:
         """Start agents and filters, but listen nowhere; for conversations that come by another way."""
         self._begin()
         await self._open_surroundings()
-        self._generation = self._make(self.config)
+        self._generation = self._make(self.config, self._journal, has_tls=False)
         await self._generation.start()
         return self._generation
 
@@ -124,12 +124,9 @@ class Server:
             self._check(self.config)
             if listens and not self._sockets:
                 self.bind()
-            if self._contexts is None and self.config.tls is not None and self.config.tls.cert_file:
-                wanted = combinations(self.config)
-                self._certificates = Certificates(self.config.tls, self.log, self.metrics, combinations=wanted)
-                self._watch = asyncio.create_task(self._certificates.watch())
+            self._load_certificates(self.config)
             await self._open_surroundings()
-            self._generation = self._make(self.config)
+            self._generation = self._make(self.config, self._journal, has_tls=self._has_tls(self.config))
             await self._generation.start()
             await self._listen()
             self._exporter = Exporter(self.config.metrics, self.metrics, self._problems, self.log)
@@ -183,7 +180,7 @@ class Server:
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.wait([self._watch])
-            self._watch = None
+            self._watch = self._certificates = None
         if self._background:
             await asyncio.wait(self._background, timeout=self.config.drain_timeout)
         if self._generation is not None:
@@ -214,20 +211,17 @@ class Server:
 
     async def _replace(self, config: Config) -> None:
         self._check(config)
-        if config.delivery != self.config.delivery:
-            promised = config.delivery
-            self._journal = self._journal.renewed(
-                guarantee=promised.guarantee,
-                keep=promised.remember,
-                remember_refusals=promised.remember_refusals,
-            )
-        old, options = self._generation, config.tls
-        generation = self._make(config)
-        async with asyncio.timeout(START_SECONDS):
-            await generation.start()
+        old, journal = self._generation, _promising(self._journal, config)
+        generation = self._make(config, journal, has_tls=self._has_tls(config))
         try:
-            if self._certificates is not None and options is not None and options.cert_file:
-                self._certificates.configure(options, combinations(config))
+            async with asyncio.timeout(START_SECONDS) as limit:
+                await generation.start()
+        except TimeoutError:
+            if limit.expired():
+                raise TimeoutError(f"not everything in it had started after {START_SECONDS:g} s") from None
+            raise
+        try:
+            self._load_certificates(config)
         except TlsError:
             await generation.stop()
             raise
@@ -235,15 +229,16 @@ class Server:
         for name, service in generation.services.items():
             if name in self._gates:
                 self._gates[name].service = service
+                self._gates[name].certificates = self._contexts or self._certificates
             if self._listens and self._needs_restart(name, config):
                 self.log.warning("restart-needed", listener=name, problem="it listens only after a restart")
         self._limits.total = config.limits.connections
         self._limits.per_ip = config.limits.connections_per_ip
         self._budget.limit = config.limits.memory_for_content
-        for table in ("state", "dns"):
-            if getattr(config, table) != getattr(self.config, table):
-                self.log.warning("restart-needed", listener="", problem=f"[smtpd.{table}] holds only after a restart")
-        self._generation, self.config = generation, config
+        for key in ("state", "dns", "metrics", "log", "user", "group", "event_loop"):
+            if getattr(config, key) != getattr(self._begun_with, key):
+                self.log.warning("restart-needed", listener="", problem=f"smtpd.{key} holds only after a restart")
+        self._generation, self._journal, self.config = generation, journal, config
         self.log.info("reloaded")
         if old is not None:
             self.spawn(self._retire(old))
@@ -252,7 +247,7 @@ class Server:
         """Whether a listener cannot do what this configuration says with the sockets it has."""
         sockets, wanted = self._listening.get(name, ()), config.listeners[name]
         reads_headers = any(isinstance(listening, Acceptor) for listening in sockets)
-        new_place = not sockets or wanted.address != self.config.listeners[name].address
+        new_place = not sockets or wanted.address != self._begun_with.listeners[name].address
         return new_place or (bool(wanted.proxy_protocol) and not reads_headers)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -270,7 +265,21 @@ class Server:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.log.error("our-fault", exception=error)
 
-    def _make(self, config: Config) -> Generation:
+    def _has_tls(self, config: Config) -> bool:
+        return self._contexts is not None or (config.tls is not None and bool(config.tls.cert_file))
+
+    def _load_certificates(self, config: Config) -> None:
+        """Use those that a configuration names; on TlsError those in use stay."""
+        if self._contexts is not None or config.tls is None or not config.tls.cert_file:
+            return
+        wanted = combinations(config)
+        if self._certificates is not None:
+            self._certificates.configure(config.tls, wanted)
+            return
+        self._certificates = Certificates(config.tls, self.log, self.metrics, combinations=wanted)
+        self._watch = asyncio.create_task(self._certificates.watch())
+
+    def _make(self, config: Config, journal: Journal, *, has_tls: bool) -> Generation:
         return Generation(
             config,
             log=self.log,
@@ -278,8 +287,8 @@ class Server:
             slots=self._slots,
             budget=self._budget,
             spawn=self.spawn,
-            has_tls=self._certificates is not None or self._contexts is not None,
-            journal=self._journal,
+            has_tls=has_tls,
+            journal=journal,
             store=self._store,
             resolver=self._resolver,
             own=self._own,
@@ -292,6 +301,7 @@ class Server:
         check(config, self._own)
 
     def _begin(self) -> None:
+        self._begun_with = self.config
         if self._is_stopped:
             self._is_stopped = False
             self._closing.clear()
@@ -301,21 +311,11 @@ class Server:
 
     async def _open_surroundings(self) -> None:
         self._store = open_store(self.config.state.url)
-        self._journal = self._make_journal(self.config)
+        self._journal = _promising(Journal(self._store, log=self.log), self.config)
         await self._store.start()
         if self._own_resolver is None:
             self._resolver = make_resolver(self.config.dns, self.metrics, self.log)
         await self._resolver.start()
-
-    def _make_journal(self, config: Config) -> Journal:
-        options = config.delivery
-        return Journal(
-            self._store,
-            guarantee=options.guarantee,
-            keep=options.remember,
-            remember_refusals=options.remember_refusals,
-            log=self.log,
-        )
 
     async def _listen(self) -> None:
         assert self._generation is not None
@@ -374,6 +374,13 @@ class Server:
 
     async def _problems(self) -> list[str]:
         return await self._generation.problems() if self._generation is not None else ["not started"]
+
+
+def _promising(journal: Journal, config: Config) -> Journal:
+    promised = config.delivery
+    return journal.renewed(
+        guarantee=promised.guarantee, keep=promised.remember, remember_refusals=promised.remember_refusals
+    )
 
 
 async def _listen(gate: Gate, opened: socket.socket, loop: asyncio.AbstractEventLoop) -> asyncio.Server:

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from stage import Stage
 
 from smtpd import Config, ConfigError, DeliveryAgent, Filter, Server, generation, server
 
@@ -107,3 +108,17 @@ async def test_reloads_come_one_after_the_other_and_none_hangs(
         (outcome, _) = await asyncio.gather(first, second, return_exceptions=True)
         assert isinstance(outcome, TimeoutError) is not comes_to_an_end
         assert running.config.hostname == "new.test"
+        assert comes_to_an_end or str(outcome) == "not everything in it had started after 0.01 s"
+
+
+async def test_what_waits_for_a_restart_is_said_as_long_as_it_does() -> None:
+    async with Stage(listens=True) as stage:
+        one, two = {"listeners": {"smtp": TABLE}}, {"listeners": {"smtp": {**TABLE, "address": "127.0.0.2:0"}}}
+        for expected, tables in ((0, one), (1, two), (2, two), (2, one)):
+            await stage.reload(tables)
+            assert len(stage.events("restart-needed")) == expected
+        for key, value in (("user", "nobody"), ("dns", {"timeout": 1}), ("metrics", {"enabled": False, "path": "/m"})):
+            await stage.reload({key: value})
+            await stage.reload({key: value})
+            said = [line["problem"] for line in stage.events("restart-needed")]
+            assert said[-2:] == [f"smtpd.{key} holds only after a restart"] * 2

@@ -12,8 +12,9 @@ from stage import Stage, codes
 from smtpd.journal import Guarantee, Journal
 from smtpd.memory import Talk
 from smtpd.model import Message, Transaction
-from smtpd.replies import Reply
+from smtpd.replies import OUTCOME_UNKNOWN, Reply
 from smtpd.store import StoreError
+from smtpd.tls import TlsError
 
 GUARANTEES: list[Guarantee] = ["at-least-once", "at-most-once"]
 
@@ -102,3 +103,15 @@ async def test_retry_after_a_reload_waits_for_a_delivery_from_before(first: Guar
         store.go_on.set()
         assert (await retry).startswith(EARLIER)
         assert store.copies == {ANN: 1}
+
+
+async def test_guarantee_of_a_configuration_that_was_refused_is_never_in_force() -> None:
+    """The answer of the store never comes, so with at-most-once a retry is refused."""
+    store = Mailboxes({ANN: [OUTCOME_UNKNOWN]})
+    no_pem = {"tls": {"cert_file": __file__, "key_file": __file__}}
+    async with Stage(answer=store.answer) as stage:
+        with pytest.raises(TlsError):
+            await stage.reload({**AT_MOST_ONCE, **no_pem})
+        await stage.reload({})
+        for expected in ("451", "250"):
+            assert codes(await send(stage.talk(), letter())) == [expected]

@@ -5,6 +5,7 @@ import pwd
 import re
 import signal
 import socket
+import ssl
 import stat
 import sys
 from collections.abc import Callable, Iterator
@@ -129,6 +130,28 @@ def test_hangup_keeps_the_old_configuration_when_the_new_one_is_wrong(serve: Ser
     server.process.send_signal(signal.SIGHUP)
     assert "hostname" in server.wait_for("reload-refused")["problem"]
     assert recipients_taken(greeted(server.port("smtp"))) == 2
+
+
+def test_hangup_brings_the_first_certificate(serve: Serve, certificates: Any, greeted: Connect) -> None:
+    plain = {"smtp": {"tls": "off"}, "smtps": None, "submission": None, "alt": None}
+    server = serve({"smtpd": {"tls": None, "auth": None, "listeners": plain}})
+    files = f'cert_file = "{certificates.cert_file}"\nkey_file = "{certificates.key_file}"\n'
+    text = server.config.read_text().replace('"off"', '"starttls"\n"tls_required" = true')
+    server.config.write_text(f"{text}\n[smtpd.tls]\n{files}")
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for("reloaded")
+    client = greeted(server.port("smtp"))
+    client.say(b"EHLO client.test\r\n")
+    client.reply()
+    assert "STARTTLS" in client.said
+    client.say(b"STARTTLS\r\n")
+    assert client.line().startswith("220 ")
+    client.start_tls(ssl.create_default_context(cafile=certificates.ca_file))
+    client.say(ENVELOPE)
+    for _ in range(4):
+        client.reply()
+    client.say(CONTENT)
+    assert client.line().startswith("250 2.0.0 ")
 
 
 def test_every_kind_of_address_is_listened_on(serve: Serve, directory: Path) -> None:
