@@ -114,7 +114,8 @@ class KnownRecipients:
 class RecipientFile(KnownRecipients):
     """Addresses from a file, one per line; "#" starts a comment. Read again when it has changed.
 
-    A file that cannot be used leaves the old addresses in force and is reported through `complain`.
+    A file that cannot be used leaves the old addresses in force and is reported through `complain`. One that cannot be
+    read is tried again, one that makes no sense is left alone until it changes.
     """
 
     def __init__(
@@ -126,6 +127,7 @@ class RecipientFile(KnownRecipients):
         self._complain = complain
         self._stamp: files.Stamp | None = None
         self._looked = 0.0
+        self._problem = ""
         self._reading = asyncio.Lock()
 
     def load(self) -> None:
@@ -145,9 +147,15 @@ class RecipientFile(KnownRecipients):
                 return
             try:
                 await asyncio.to_thread(self.load)
-            except (OSError, ValueError) as exception:
-                self._stamp = found  # complain once per change
+            except ValueError as exception:
+                self._stamp = found
                 self._complain(exception)
+            except OSError as exception:  # it may be over in a moment, such as too many open files
+                if str(exception) != self._problem:
+                    self._complain(exception)
+                self._problem = str(exception)
+            else:
+                self._problem = ""
 
     def _parse(self, text: str) -> Iterator[tuple[str, str]]:
         for number, line in enumerate(text.splitlines(), 1):

@@ -1,4 +1,5 @@
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,26 @@ async def test_file_of_recipients_is_read_again_when_it_changes(start: Start, tm
     assert await ask(agent, "eve@example.com") is None
     assert "line 1" in events(agent)[0]
     assert len(events(agent)) == 2
+
+
+async def test_file_of_recipients_that_could_not_be_read_is_tried_again(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "recipients"
+    file.write_text("bob@example.com\n")
+    agent = await start(recipients={"file": str(file)})
+    known: Any = agent._known
+    now = [100.0]
+    known._clock = lambda: now[0]
+    file.write_text("eve@example.com\n")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        for _ in range(3):
+            assert await ask(agent, "eve@example.com") == replies.NO_SUCH_USER
+            now[0] += 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(events(agent)) == 1
+    assert await ask(agent, "eve@example.com") is None
 
 
 async def test_missing_file_of_recipients_keeps_the_agent_from_starting(start: Start, tmp_path: Path) -> None:
