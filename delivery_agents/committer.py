@@ -309,9 +309,11 @@ class _Batch:
                 failure.add_note(f"and {box.path}: {error}")
 
     def _close(self, job: Job) -> None:
-        for descriptor in job.descriptors:
-            os.close(descriptor)
-        job.descriptors.clear()
+        while job.descriptors:
+            try:
+                os.close(job.descriptors.pop())
+            except OSError:  # NFS says here, too, what a write or the sync has said; it is closed all the same
+                continue
 
 
 class _Names:
