@@ -14,7 +14,8 @@ from typing import NamedTuple
 MAX_OPEN = 128  # folders with open directories, two descriptors each
 
 _BELOW = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
-_MARK = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+# O_NONBLOCK: the owner may have put a named pipe there, and we would wait for its reader.
+_MARK = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class Access(NamedTuple):

@@ -11,7 +11,10 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
+# O_NONBLOCK: a named pipe in the place of a file must not make us wait.
+_OPEN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MAX_FILE = 5120  # octets, the Maildir++ rule
 _TRUST = 900.0  # seconds for which a count that says "full" is believed
 _SIZE = re.compile(r",S=(\d{1,18})")
@@ -42,7 +45,7 @@ class Quota:
     def add(self, path: str, size: int) -> None:
         """Note one more message; without a file there is nothing to note, the next count sees the message."""
         try:
-            descriptor = os.open(f"{path}/maildirsize", os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor = os.open(f"{path}/maildirsize", os.O_WRONLY | os.O_APPEND | _OPEN)
         except OSError:
             return
         try:
@@ -54,32 +57,38 @@ class Quota:
             os.close(descriptor)
 
     def recount(self, path: str) -> int:
-        """Count all files, write `maildirsize` anew, return the octets."""
+        """Count all files, write `maildirsize` anew if that is possible, return the octets."""
         octets = messages = 0
         for size in _sizes(path):
             octets += size
             messages += 1
         temporary = os.path.join(path, "tmp", f"{os.getpid()}.{time.monotonic_ns()}.maildirsize")
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        except FileNotFoundError:  # a mailbox that is not made yet
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _OPEN, 0o600)
+        except OSError:  # a mailbox that is not made yet
             return octets
         try:
-            os.write(descriptor, b"%dS\n%d %d\n" % (self.limit, octets, messages))
-        finally:
-            os.close(descriptor)
-        os.rename(temporary, f"{path}/maildirsize")
+            try:
+                os.write(descriptor, b"%dS\n%d %d\n" % (self.limit, octets, messages))
+            finally:
+                os.close(descriptor)
+            os.rename(temporary, f"{path}/maildirsize")
+        except OSError:  # a full disk: without a file the next one counts, too
+            with suppress(OSError):
+                os.unlink(temporary)
         return octets
 
     def _read(self, path: str) -> tuple[int, int, float] | None:
         """Octets, number of lines and time of the last change; None when the mailbox must be counted."""
         try:
-            descriptor = os.open(f"{path}/maildirsize", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = os.open(f"{path}/maildirsize", os.O_RDONLY | _OPEN)
         except OSError:
             return None
         try:
             text = os.read(descriptor, _MAX_FILE + 1)
             changed = os.fstat(descriptor).st_mtime
+        except OSError:  # a directory, or a pipe
+            return None
         finally:
             os.close(descriptor)
         header, *lines = text.splitlines() or [b""]

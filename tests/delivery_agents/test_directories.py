@@ -1,7 +1,9 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Thread
+
+import pytest
 
 from delivery_agents.directories import MAX_OPEN, OWNER, Box, Folders
 
@@ -42,3 +44,19 @@ def test_several_may_make_the_same_mailbox_at_the_same_time(tmp_path: Path) -> N
         for number in range(100):
             for made in [pool.submit(make, number) for _ in range(4)]:
                 made.result()
+
+
+def test_named_pipe_in_place_of_a_file_keeps_nobody_waiting(tmp_path: Path) -> None:
+    (tmp_path / ".Junk").mkdir()
+    os.mkfifo(tmp_path / ".Junk/maildirfolder")
+
+    def enter() -> None:
+        with pytest.raises(OSError, match="maildirfolder"):
+            Folders(OWNER).open(Box(str(tmp_path), ".Junk", create=False))
+        refused.append(True)
+
+    refused: list[bool] = []
+    entering = Thread(target=enter, daemon=True)
+    entering.start()
+    entering.join(30)
+    assert refused

@@ -1,4 +1,7 @@
+import os
+import resource
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -108,3 +111,33 @@ def test_symbolic_link_in_place_of_the_count_is_neither_read_nor_written(tmp_pat
     assert quota.is_full(path, 1500, recount=True)
     assert target.read_text() == "2000S\n0 0\n"
     assert not (tmp_path / "box/maildirsize").is_symlink()
+
+
+def test_mailbox_can_be_counted_when_the_disk_is_full(tmp_path: Path) -> None:
+    path = mailbox(tmp_path / "box")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))
+    try:
+        assert Quota(2000).recount(path) == 1110
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert [found.name for found in (tmp_path / "box/tmp").iterdir()] == ["6"]
+    assert not (tmp_path / "box/maildirsize").exists()
+
+
+def test_directory_in_place_of_the_count_is_let_be(tmp_path: Path) -> None:
+    path = mailbox(tmp_path / "box")
+    (tmp_path / "box/maildirsize").mkdir()
+    quota = Quota(2000)
+    quota.add(path, 5)
+    assert not quota.is_full(path, 890, recount=True)
+    assert quota.is_full(path, 891, recount=True)
+
+
+def test_named_pipe_in_place_of_the_count_keeps_nobody_waiting(tmp_path: Path) -> None:
+    path = mailbox(tmp_path / "box")
+    os.mkfifo(tmp_path / "box/maildirsize")
+    noting = Thread(target=Quota(2000).add, args=(path, 5), daemon=True)
+    noting.start()
+    noting.join(30)
+    assert not noting.is_alive()
