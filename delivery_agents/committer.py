@@ -147,7 +147,7 @@ def _answer(batch: list[Job]) -> None:
 class _Batch:
     """The five steps, each for all jobs; a job that fails is undone and takes no further part."""
 
-    __slots__ = ("_access", "_folders", "_jobs", "_names", "_quota", "_sync", "_syncer")
+    __slots__ = ("_access", "_coming", "_folders", "_jobs", "_names", "_quota", "_sync", "_syncer")
 
     def __init__(
         self, jobs: list[Job], names: _Names, syncer: Syncer, sync: Sync, access: Access, quota: Quota | None
@@ -159,6 +159,7 @@ class _Batch:
         self._access = access
         self._quota = quota
         self._folders = Folders(access)
+        self._coming: dict[str, int] = {}  # octets for each mailbox that its quota does not know of yet
 
     def commit(self) -> None:
         try:
@@ -195,8 +196,8 @@ class _Batch:
 
     def _write(self, job: Job) -> None:
         box = job.boxes[0]
-        if self._quota is not None and len(job.boxes) == 1 and self._quota.is_full(box.path, job.size):
-            raise OverQuota
+        if self._quota is not None:
+            self._take_room(job, self._quota)
         job.name = self._names.make(job.size)
         first = self._folders.open(box).tmp
         self._write_file(job, first)
@@ -210,6 +211,13 @@ class _Batch:
                 if error.errno not in _NO_LINK:
                     raise
                 self._write_file(job, folder.tmp)
+
+    def _take_room(self, job: Job, quota: Quota) -> None:
+        coming = self._coming
+        if len(job.boxes) == 1 and quota.is_full(job.boxes[0].path, coming.get(job.boxes[0].path, 0) + job.size):
+            raise OverQuota
+        for box in job.boxes:
+            coming[box.path] = coming.get(box.path, 0) + job.size
 
     def _write_file(self, job: Job, directory: int) -> None:
         descriptor = os.open(job.name, _CREATE, self._access.file, dir_fd=directory)

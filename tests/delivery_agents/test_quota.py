@@ -1,3 +1,4 @@
+import asyncio
 import os
 import resource
 from pathlib import Path
@@ -111,6 +112,12 @@ def test_symbolic_link_in_place_of_the_count_is_neither_read_nor_written(tmp_pat
     assert quota.is_full(path, 1500, recount=True)
     assert target.read_text() == "2000S\n0 0\n"
     assert not (tmp_path / "box/maildirsize").is_symlink()
+
+
+async def test_messages_that_are_stored_together_cannot_exceed_the_quota_either(start: Start, tmp_path: Path) -> None:
+    agent = await start(quota=1000)
+    said = await asyncio.gather(*(deliver(agent, "bob@example.com", text=b"x" * 300) for _ in range(9)))
+    assert len(stored(tmp_path)) == said.count(replies.ACCEPTED) == 2
 
 
 def test_mailbox_can_be_counted_when_the_disk_is_full(tmp_path: Path) -> None:
