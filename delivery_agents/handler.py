@@ -30,9 +30,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from collections.abc import Sequence
+from copy import copy
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Self
 
+from aiosmtpd.smtp import Envelope
 from pydantic import BeforeValidator, Field, model_validator
 
 from delivery_agents.calls import Begin, Calls, Overrun, Queued
@@ -175,8 +178,7 @@ class HandlerDelivery(Delivery):
         super().__init__(agent, mail)
         self.agent = agent
         self._session = make_session(mail, asyncio.get_running_loop())
-        self._envelope = make_envelope(mail)
-        self._server = ServerView(agent.services.hostname, agent.handler, self._session, self._envelope)
+        self._show(make_envelope(mail))
         self._taken: dict[Recipient, list[str]] = {}
 
     async def recipient(self, recipient: Recipient) -> Reply | None:
@@ -189,7 +191,11 @@ class HandlerDelivery(Delivery):
             status = await self.agent.call(
                 lambda: self._hook("handle_RCPT", address, []), min(self.agent.options.timeout, _ASKING), self.mail
             )
-        except (Queued, Overrun):
+        except Queued:
+            return replies.BACKEND_TIMEOUT
+        except Overrun:
+            # What it still does to its envelope must not reach the next recipient.
+            self._show(copy(self._envelope), before)
             return replies.BACKEND_TIMEOUT
         reply = self.agent.judge(status, self.mail)
         if not reply.is_positive:
@@ -200,6 +206,11 @@ class HandlerDelivery(Delivery):
         self._taken[recipient] = [*added] or [address]
         self._envelope.rcpt_tos = before + self._taken[recipient]
         return None
+
+    def _show(self, envelope: Envelope, recipients: Sequence[str] = ()) -> None:
+        envelope.rcpt_tos = list(recipients)
+        self._envelope = envelope
+        self._server = ServerView(self.agent.services.hostname, self.agent.handler, self._session, envelope)
 
     async def deliver(self, message: Message) -> Reply:
         """What handle_DATA says; for the recipients that are left."""

@@ -76,6 +76,24 @@ class Late:
         return "250 OK"
 
 
+class LateAtRcpt(Keeper):
+    """Takes one recipient too late, while it is asked for the next."""
+
+    go_on, ended = threading.Event(), threading.Event()
+
+    async def handle_RCPT(  # noqa: N802
+        self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
+    ) -> object:
+        if address.startswith("late"):
+            assert self.go_on.wait(30)
+            envelope.rcpt_tos.append(address)
+            self.ended.set()
+        elif address.startswith("next"):
+            self.go_on.set()
+            assert self.ended.wait(30)
+        return "250 OK"
+
+
 class Never:
     def __init__(self) -> None:
         self.cancelled = False
@@ -278,6 +296,15 @@ async def test_thread_that_overruns_leaves_the_outcome_unknown_and_keeps_its_pla
         assert not late.begun.is_set()
         late.go_on.set()
         await reaches(late.ended.is_set)
+        server.forget("delivery-timed-out")
+
+
+async def test_recipient_that_is_taken_too_late_gets_nothing() -> None:
+    async with serve(LateAtRcpt, timeout=1.0) as server:
+        recipients = ["first@example.test", "late@example.test", "next@example.test"]
+        answers = await (await server.connect()).send(TEXT, recipients=recipients)
+        assert [answer[:3] for answer in answers[-4:-1]] == ["250", "451", "250"]
+        assert handler(server).seen[0]["rcpt_tos"] == ["first@example.test", "next@example.test"]
         server.forget("delivery-timed-out")
 
 
