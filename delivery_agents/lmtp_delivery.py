@@ -9,6 +9,7 @@ afterwards a missing answer means that nobody knows.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ type Path = str
 
 _DATA = b"DATA\r\n"
 _GO_ON = 354
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_SIZE_DIGITS = 20  # RFC 1870 §3: no message has a size with more
 
 
 class Account(Protocol):
@@ -324,7 +327,7 @@ def _misfit(connection: Connection, mail: Transaction, has_utf8: bool, size: int
         return replies.CANNOT_CARRY_UTF8  # RFC 6531 §3.1
     if mail.body == "8BITMIME" and "8BITMIME" not in offers:
         return replies.CANNOT_CARRY_8BIT  # RFC 6152 §3
-    limit = offers.get("SIZE", "")
+    limit = offers.get("SIZE", "")[:_SIZE_DIGITS]
     if size is not None and limit.isdecimal() and 0 < int(limit) < size:  # RFC 1870 §4: 0 is no limit
         return replies.TOO_BIG(limit=int(limit))
     return None
@@ -335,7 +338,7 @@ def _rcpt(path: Path) -> bytes:
 
 
 def _command(line: str) -> bytes:
-    if not line.isprintable():
+    if _CONTROL.search(line) is not None:
         raise ValueError("an address with a control character")
     return f"{line}\r\n".encode()
 

@@ -144,6 +144,19 @@ async def test_later_recipient_beyond_ascii_takes_the_others_along() -> None:
         assert len(message.recipients) == 3
 
 
+@pytest.mark.parametrize("local", ["a\u200bb", "a\u00adb", "\ue000", '"a\u00a0b"'])
+async def test_letters_that_are_not_shown_are_letters_all_the_same(local: str) -> None:
+    async with LmtpStore() as store, agent_for(store) as agent:
+        outcome = await deliver(agent, mail(sender=f"{local}@sender.test"), to(f"{local}@example.test"))
+        assert [reply.code for reply in outcome.values()] == [250]
+        assert store.messages[0].recipients == [f"RCPT TO:<{local}@example.test>\r\n".encode()]
+
+
+async def test_limit_that_no_message_reaches_is_none() -> None:
+    async with LmtpStore(offers=("SIZE " + "9" * 5000,)) as store, agent_for(store) as agent:
+        assert (await deliver(agent, mail(size=100), ANN))[ANN].code == 250
+
+
 async def test_mail_that_needs_smtputf8_is_refused_where_the_store_cannot_take_it() -> None:
     async with LmtpStore(offers=("8BITMIME",)) as store, agent_for(store) as agent:
         for envelope, recipient in ((mail(smtputf8=True), ANN), (mail(), to("ann@example.test", "jörg@example.test"))):
