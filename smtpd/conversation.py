@@ -42,6 +42,7 @@ class Conversation(Answering):
                     raise
                 except Exception as bug:
                     self._refuse(self.account.bug(bug, self._mail), traced=True, logged=True)
+                    self.is_over |= self.session.lmtp  # RFC 2033 §4.2: it may wait for a reply for each recipient
                     self._forget_mail()
                 step = self.command if self.is_welcome else self.turn_away
         except Draining:
