@@ -17,8 +17,10 @@ import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from typing import Protocol
 
+from smtpd import files
 from smtpd.config.listeners import split_address
 from smtpd.log import Log
 from smtpd.metrics import Metrics
@@ -120,6 +122,8 @@ class Exporter:
         self._ready = ready
         self._log = log
         self._token = None if options.token is None else options.token.get_secret_value().encode()
+        self._context: ssl.SSLContext | None = None
+        self._stamps: list[files.Stamp | None] = []
         self._server: asyncio.Server | None = None
         self._requests: set[asyncio.Task[None]] = set()
         self._check: asyncio.Task[list[str]] | None = None
@@ -131,15 +135,8 @@ class Exporter:
         kind, host, port = split_address(self._options.address)
         if kind != "tcp":
             raise ValueError("the exporter listens on a TCP address")
-        context = self._context()
-        self._server = await asyncio.start_server(
-            self._accept,
-            host or None,
-            port,
-            limit=MAX_HEAD,
-            ssl=context,
-            ssl_handshake_timeout=None if context is None else REQUEST_SECONDS,
-        )
+        self._load_certificate()
+        self._server = await asyncio.start_server(self._accept, host or None, port, limit=MAX_HEAD)
 
     async def stop(self) -> None:
         """Stop listening and end what is being answered."""
@@ -151,7 +148,7 @@ class Exporter:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
         if server is not None:
-            with contextlib.suppress(TimeoutError):  # a handshake under way ends by its own time limit
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STOP_SECONDS):
                     await server.wait_closed()
 
@@ -161,25 +158,41 @@ class Exporter:
         name = self._server.sockets[0].getsockname() if self._server is not None else ()
         return name[1] if isinstance(name, tuple) and len(name) > 1 else 0
 
-    def _context(self) -> ssl.SSLContext | None:
-        if not self._options.cert_file:
-            return None
+    def _load_certificate(self) -> None:
+        """Read the files when they have changed; OSError when they do not fit together."""
+        certificate, key = self._options.cert_file, self._options.key_file or None
+        stamps = [files.stamp(Path(name)) for name in (certificate, key) if name]
+        if not certificate or stamps == self._stamps:
+            return
+        self._stamps = stamps
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2  # RFC 8996
-        context.load_cert_chain(self._options.cert_file, self._options.key_file or None)
-        return context
+        context.load_cert_chain(certificate, key, password="")  # nobody is there to ask for a pass phrase
+        self._context = context
+
+    async def _shake_hands(self, writer: asyncio.StreamWriter) -> None:
+        try:
+            self._load_certificate()
+        except OSError as error:
+            if self._log is not None:
+                self._log.warning("certificates-kept", error=f"{self._options.cert_file}: {error.strerror or error}")
+        if self._context is not None:
+            await writer.start_tls(self._context, ssl_handshake_timeout=REQUEST_SECONDS)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._requests) >= MAX_CONNECTIONS:
             writer.transport.abort()
             return
-        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        # Eagerly: TLS has to be there before the first octet is read. A handshake counts as a connection, too.
+        task = asyncio.Task(self._serve(reader, writer), loop=asyncio.get_running_loop(), eager_start=True)
         self._requests.add(task)
         task.add_done_callback(self._requests.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(REQUEST_SECONDS + READY_SECONDS):
+                if self._options.cert_file:
+                    await self._shake_hands(writer)
                 answer = await self._answer(reader)
                 if answer:
                     writer.write(answer)

@@ -274,6 +274,33 @@ async def test_tls_is_spoken_with_a_certificate(site: Site, tmp_path: Path) -> N
     assert answer.startswith(b"HTTP/1.1 200")
 
 
+async def test_handshakes_count_as_connections(site: Site, tmp_path: Path) -> None:
+    trustme.CA().issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "pem"))
+    exporter = await site.start(Options(cert_file=str(tmp_path / "pem")))
+    held = [await asyncio.open_connection("127.0.0.1", exporter.port) for _ in range(MAX_CONNECTIONS)]
+    await until(lambda: len(exporter._requests) == MAX_CONNECTIONS)
+    assert await send(exporter, b"one too many") == b""
+    for _, writer in held:
+        writer.close()
+    await until(lambda: not exporter._requests)
+
+
+async def test_renewed_certificate_is_used_and_one_that_does_not_fit_is_not(site: Site, tmp_path: Path) -> None:
+    authority, context, pem = trustme.CA(), ssl.create_default_context(), tmp_path / "pem"
+    authority.configure_trust(context)
+    trustme.CA().issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(pem))
+    exporter = await site.start(Options(cert_file=str(pem)))
+    with pytest.raises(ssl.SSLCertVerificationError):
+        await send(exporter, b"", context)
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(pem))
+    assert (await send(exporter, b"GET /healthz HTTP/1.1\r\n\r\n", context)).startswith(b"HTTP/1.1 200")
+    pem.write_bytes(b"half")
+    for _ in range(2):
+        assert (await send(exporter, b"GET /healthz HTTP/1.1\r\n\r\n", context)).startswith(b"HTTP/1.1 200")
+    site.log.flush()
+    assert site.log_file.read_text().count('"certificates-kept"') == 1
+
+
 @given(some.binary(max_size=200) | some.text(max_size=200).map(lambda text: f"GET /{text} HTTP/1.1\r\n\r\n".encode()))
 def test_nothing_but_value_error_leaves_the_parser(head: bytes) -> None:
     try:
