@@ -200,6 +200,7 @@ class Conversation(Answering):
             return
         extensions = service.extensions if session.esmtp else NO_EXTENSIONS
         command = commands.parse_mail(argument, extensions, service.config.strict_syntax)
+        session.transactions += 1
         mail, reply = Transaction.begin(command, session), None
         self.in_flight = InFlight(mail, Deliveries(service.agents, mail, service.log))
         if service.max_message_size and (command.size or 0) > service.max_message_size:
@@ -211,7 +212,6 @@ class Conversation(Answering):
             service.policy.abort(mail)
             self.in_flight = None
             return
-        session.transactions += 1
         self._say(replies.SENDER_OK)
 
     async def rcpt(self, argument: bytes) -> None:

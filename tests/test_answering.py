@@ -2,8 +2,25 @@
 
 from stage import CONTENT, ENVELOPE, Stage, codes
 
+from smtpd import replies
+from smtpd.model import Transaction
+from smtpd.options import FilterOptions, StageName
+from smtpd.policy import Filter, Verdict
+
 MAIL = b"MAIL FROM:<joe@client.test>\r\n"
 RCPT = b"RCPT TO:<u%d@example.test>\r\n"
+
+
+class PutsOff(Filter):
+    """Every sender, at once."""
+
+    class Options(FilterOptions):
+        act_at: StageName | None = "mail"
+
+    name = "later"
+
+    async def on_mail(self, mail: Transaction) -> Verdict:
+        return Verdict(replies.OUR_FAULT)
 
 
 def broken_clock() -> float:
@@ -18,3 +35,9 @@ async def test_lmtp_client_is_left_after_a_bug_because_it_waits_for_more_replies
         said = await talk.say(b"DATA\r\n" + CONTENT + b".\r\n" + MAIL)
         assert codes(said) == ["354", "451"]
         assert talk.is_over
+
+
+async def test_senders_that_are_put_off_count_as_messages() -> None:
+    async with Stage(filters={"later": PutsOff}, tables={"limits": {"messages_per_session": 2}}) as server:
+        said = await server.talk().say(b"EHLO client.test\r\n" + MAIL * 9)
+        assert codes(said)[2:] == ["451", "451", "421"]
