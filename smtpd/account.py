@@ -28,13 +28,14 @@ _LOGIN_RESULTS: dict[str, AuthResult] = {
 class Account:
     """The books of one session; refusals that decide nothing about mail (syntax, sequence) are not in them."""
 
-    __slots__ = ("_client", "_client_line", "_service", "_session")
+    __slots__ = ("_client", "_client_line", "_overfull", "_service", "_session")
 
     def __init__(self, session: Session, service: Service) -> None:
         self._session = session
         self._service = service
         self._client: tuple[object, ...] = ()
         self._client_line = ""
+        self._overfull = ""
         if service.log.wants_connections:
             service.log.info("connected", **self._who(None))
 
@@ -48,6 +49,10 @@ class Account:
         """A connection, a sender or a recipient was refused or put off."""
         domain = recipient.domain if isinstance(recipient, Address) else None
         self._service.meters.rejected(reply.key, domain)
+        if reply is replies.TOO_MANY_RECIPIENTS and mail is not None:
+            if self._overfull == mail.id:
+                return  # a client that goes on all the same would fill the disk with lines
+            self._overfull = mail.id
         fields = self._who(mail)
         if recipient is not None:
             fields["recipient"] = recipient

@@ -41,3 +41,14 @@ async def test_senders_that_are_put_off_count_as_messages() -> None:
     async with Stage(filters={"later": PutsOff}, tables={"limits": {"messages_per_session": 2}}) as server:
         said = await server.talk().say(b"EHLO client.test\r\n" + MAIL * 9)
         assert codes(said)[2:] == ["451", "451", "421"]
+
+
+async def test_too_many_recipients_are_one_line_for_each_message_and_all_are_counted() -> None:
+    """A client that goes on all the same could fill the disk."""
+    burst = MAIL + b"".join(RCPT % number for number in range(20)) + b"RSET\r\n"
+    async with Stage(tables={"max_recipients": 2}) as server:
+        said = await server.talk().say(b"EHLO client.test\r\n" + burst + burst)
+        assert codes(said).count("452") == 36
+        assert [line["reason"] for line in server.events("refused")] == ["too-many-recipients"] * 2
+        reason = {"listener": "smtp", "reason": "too-many-recipients", "recipient_domain": "other"}
+        assert server.count("smtpd_messages_rejected_total", **reason) == 36
