@@ -47,7 +47,10 @@ def run(config: Config, *, path: Path | None, environ: Mapping[str, str]) -> int
 
 async def _serve(config: Config, path: Path | None, environ: Mapping[str, str], log: Log) -> int:
     server = Server(config, log=log, environ=environ)
-    loop = asyncio.get_running_loop()
+    loop, hang_up = asyncio.get_running_loop(), asyncio.Event()
+    # From now on: both end a process that does not listen to them, and starting may take a while.
+    loop.add_signal_handler(signal.SIGHUP, hang_up.set)
+    loop.add_signal_handler(signal.SIGUSR1, log.reopen)
     try:
         server.bind()
         _drop_privileges(config)
@@ -60,9 +63,8 @@ async def _serve(config: Config, path: Path | None, environ: Mapping[str, str], 
         loop.add_signal_handler(number, _close, server, environ)
     if path is not None:
         loop.add_signal_handler(signal.SIGHUP, lambda: server.spawn(_reload(server, path, environ)))
-    else:
-        loop.add_signal_handler(signal.SIGHUP, lambda: None)
-    loop.add_signal_handler(signal.SIGUSR1, log.reopen)
+        if hang_up.is_set():
+            server.spawn(_reload(server, path, environ))
     notify(environ, "READY=1")
     await server.serve()
     return 0

@@ -132,6 +132,35 @@ def test_hangup_keeps_the_old_configuration_when_the_new_one_is_wrong(serve: Ser
     assert recipients_taken(greeted(server.port("smtp"))) == 2
 
 
+PATIENT_FILTER = """
+from pathlib import Path
+from smtpd import Filter
+
+class Patient(Filter):
+    async def start(self) -> None:
+        Path("turn").read_text()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+def test_signal_that_comes_too_early_does_not_end_the_server(
+    serve: Serve, directory: Path, greeted: Connect, number: signal.Signals
+) -> None:
+    (directory / "patient.py").write_text(PATIENT_FILTER)
+    (directory / "patient-1.dist-info").mkdir()
+    (directory / "patient-1.dist-info" / "entry_points.txt").write_text("[smtpd.filters]\npatient = patient:Patient\n")
+    os.mkfifo(directory / "turn")
+    environment = {"PYTHONPATH": str(directory)}
+    server = serve({"smtpd": {"filters": {"patient": {}}}}, environment=environment, wait=False)
+    with (directory / "turn").open("w"):  # opens when the filter starts
+        server.config.write_text(BROKEN)
+        server.process.send_signal(number)
+    server.wait_for("ready")
+    if number == signal.SIGHUP:
+        server.wait_for("reload-refused")
+    greeted(server.port("smtp"))
+
+
 def test_hangup_brings_the_first_certificate(serve: Serve, certificates: Any, greeted: Connect) -> None:
     plain = {"smtp": {"tls": "off"}, "smtps": None, "submission": None, "alt": None}
     server = serve({"smtpd": {"tls": None, "auth": None, "listeners": plain}})
