@@ -96,6 +96,7 @@ class Forwarding(DeliveryAgent):
     async def start(self) -> None:
         """Look at the server, which may come up later than we do; ValueError when `ca_file` cannot be used."""
         options = self.options
+        self._circuit_open.set(0)  # whatever an agent of that name left behind at a reload
         backend = Backend(
             address=options.address,
             hello=self.hello,

@@ -195,6 +195,22 @@ async def test_store_that_fails_again_and_again_is_left_in_peace() -> None:
         assert len(store.visits) == 1 + FAILURES
 
 
+async def test_agent_that_takes_over_at_a_reload_begins_with_a_closed_circuit() -> None:
+    async with LmtpStore() as store, server(store) as front:
+        await store.stop()
+        talk = await front.connect()
+        for _ in range(FAILURES + 1):
+            await talk.send(TEXT)
+        assert front.count("smtpd_lmtp_circuit_open", agent="store") == 1
+        await store.start()
+        before = front.agents["store"]
+        assert isinstance(before, Lmtp)
+        after = Lmtp("store", before.options, before.services)
+        await after.start()
+        assert front.count("smtpd_lmtp_circuit_open", agent="store") == 0
+        await after.stop()
+
+
 async def test_connection_that_can_be_had_again_ends_the_count_of_failures() -> None:
     async with LmtpStore() as store, server(store) as front:
         talk = await front.connect()
