@@ -28,6 +28,7 @@ import os
 import re
 import time
 from collections.abc import Mapping
+from itertools import islice
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -46,6 +47,9 @@ from smtpd.replies import Reply
 from smtpd.services import Services
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+# A header section may hold 1 MiB of such fields, and whoever delivers adds his own on top.
+_DELIVERED_TO = re.compile(rb"\ndelivered-to[ \t]*:(?:[ \t]|\r\n(?=[ \t]))*([^\r\n]*)", re.IGNORECASE)
+_MOST_DELIVERIES = 100
 _FOLDER = re.compile(r"[A-Za-z0-9 _+=-]+(?:/[A-Za-z0-9 _+=-]+)*")
 
 
@@ -244,12 +248,13 @@ class Maildir(DeliveryAgent):
 
 
 def _delivered_before(message: Message, recipients: list[Recipient]) -> set[Recipient]:
-    if b"\ndelivered-to" not in b"\n" + message.content.head().lower():
+    head = b"\n" + message.content.head()
+    if b"\ndelivered-to" not in head.lower():
         return set()
     before = set()
-    for value in message.field_values("delivered-to"):
+    for found in islice(_DELIVERED_TO.finditer(head), _MOST_DELIVERIES):
         try:
-            before.add(parse_address(value.decode("utf-8").strip().strip("<>")).key)
+            before.add(parse_address(found[1].decode("utf-8").strip().strip("<>")).key)
         except (AddressError, UnicodeDecodeError):
             continue  # not one that we have written
     return {recipient for recipient in recipients if recipient.destination.key in before}

@@ -164,3 +164,10 @@ async def test_delivered_to_in_the_body_is_no_loop(start: Start) -> None:
     agent = await start()
     text = b"Subject: x\r\n\r\nDelivered-To: bob@example.com\r\n"
     assert await deliver(agent, "bob@example.com", text=text) is replies.ACCEPTED
+
+
+async def test_only_the_topmost_hundred_deliveries_count_so_that_thousands_cost_nothing(start: Start) -> None:
+    agent = await start()
+    bob, others = b"Delivered-To:\r\n <bob@example.com>\r\n", b"Delivered-To: eve@example.com\r\n"
+    assert await deliver(agent, "bob@example.com", text=others * 100 + bob) is replies.ACCEPTED
+    assert await deliver(agent, "bob@example.com", text=others * 99 + bob) != replies.ACCEPTED
