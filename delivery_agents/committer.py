@@ -20,6 +20,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Literal
 
@@ -73,6 +74,7 @@ class Committer:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
+        self._ended = asyncio.Event()
 
     def start(self) -> None:
         """Begin to work; call it on the event loop that will wait for the answers."""
@@ -86,7 +88,8 @@ class Committer:
         thread, self._thread = self._thread, None
         if thread is not None:
             self._queue.put(None)
-            await asyncio.to_thread(thread.join)
+            # Not join: with a disk that hangs, the process could not end before the thread of an executor that waits.
+            await self._ended.wait()
 
     @property
     def is_running(self) -> bool:
@@ -108,12 +111,19 @@ class Committer:
         return future
 
     def _run(self) -> None:
+        assert self._loop is not None
+        try:
+            self._work(self._loop)
+        finally:
+            with suppress(RuntimeError):  # the loop was closed without `stop`
+                self._loop.call_soon_threadsafe(self._ended.set)
+
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         self._syncer.open()
         while batch := self._next_batch():
             _Batch(batch, self._names, self._syncer, self._sync, self._access, self._quota).commit()
             try:
-                assert self._loop is not None
-                self._loop.call_soon_threadsafe(_answer, batch)
+                loop.call_soon_threadsafe(_answer, batch)
             except RuntimeError:  # the loop was closed without `stop`: nobody waits any more
                 break
         self._syncer.close()

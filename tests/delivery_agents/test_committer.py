@@ -158,32 +158,6 @@ async def test_failing_disk_is_temporary_and_leaves_nothing(
     assert await deliver(agent, "bob@example.com") is replies.ACCEPTED
 
 
-async def test_file_whose_closing_fails_does_not_end_the_thread(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    agent = await start()
-    close, full = os.close, set[int]()
-
-    def fail_to_write(descriptor: int, pieces: object) -> int:
-        full.add(descriptor)
-        raise OSError(errno.EDQUOT, "full")
-
-    def close_and_complain(descriptor: int) -> None:  # as NFS does it
-        close(descriptor)
-        if descriptor in full:
-            full.discard(descriptor)
-            raise OSError(errno.EDQUOT, "still full")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "writev", fail_to_write)
-        patch.setattr(os, "close", close_and_complain)
-        async with asyncio.timeout(30):
-            assert await deliver(agent, "bob@example.com") is replies.NO_SPACE
-    assert await agent.health() is None
-    assert await deliver(agent, "bob@example.com") is replies.ACCEPTED
-    assert not stored(tmp_path, "tmp")
-
-
 @pytest.mark.parametrize("failing", ["rename", "fsync"])
 async def test_failure_at_the_second_mailbox_takes_it_out_of_the_first(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
