@@ -31,6 +31,7 @@ MAX_TEXT = 2000  # characters of one value
 MAX_TRACEBACK = 16_000  # characters
 MAX_ITEMS = 100  # of a list or table in one field
 MAX_DEPTH = 4
+MAX_FOREIGN = 50  # lines of other libraries in one second, all of them different
 MAX_NAMES = 1000  # field and event names remembered; ours are far fewer
 LEVELS: Mapping[Level, int] = {"debug": 7, "info": 6, "warning": 4, "error": 3}  # RFC 5424 §6.2.1
 FACILITY_MAIL = 2 << 3  # RFC 5424 §6.2.1
@@ -89,6 +90,7 @@ class Log:
         salt: bytes | None = None,
     ) -> None:
         threshold = LEVELS[options.level]
+        self._clock = clock
         self.wants_debug = threshold >= LEVELS["debug"]
         self.wants_connections = options.connections and threshold >= LEVELS["info"]
         self._wants_info = threshold >= LEVELS["info"]
@@ -149,7 +151,7 @@ class Log:
 
         For the command line only: an embedded server leaves the logging of its process alone.
         """
-        handler = _Handler(self)
+        handler = _Handler(self, self._clock)
         logging.getLogger().addHandler(handler)
         return handler
 
@@ -158,18 +160,35 @@ class Log:
 
 
 class _Handler(logging.Handler):
-    def __init__(self, log: Log) -> None:
+    """Nothing bounds what libraries say: asyncio a thousand times a second that there are no descriptors left."""
+
+    def __init__(self, log: Log, clock: Callable[[], float]) -> None:
         super().__init__(logging.WARNING)
         self._log = log
+        self._clock = clock
+        self._second = -1
+        self._said: set[tuple[str, str]] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             text = record.getMessage()
         except (TypeError, ValueError):
             text = str(record.msg)  # a format string that does not fit its values
+        if self._is_too_much(record.name, text[:MAX_TEXT]):
+            return
         write = self._log.error if record.levelno >= logging.ERROR else self._log.warning
         exception = record.exc_info[1] if record.exc_info else None
         write("python-log", logger=record.name, text=text, exception=exception)
+
+    def _is_too_much(self, logger: str, text: str) -> bool:
+        second, said = int(self._clock()), self._said
+        if second != self._second:
+            self._second = second
+            said.clear()
+        if (logger, text) in said or len(said) >= MAX_FOREIGN:
+            return True
+        said.add((logger, text))
+        return False
 
 
 class _Lines:

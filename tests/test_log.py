@@ -11,7 +11,7 @@ from hypothesis import strategies as some
 from pydantic import SecretStr
 
 from smtpd import replies
-from smtpd.log import Level, Log
+from smtpd.log import MAX_FOREIGN, Level, Log
 from smtpd.sinks import FLUSH_AFTER
 
 
@@ -321,6 +321,20 @@ def test_warnings_of_the_standard_library_come_here_only_while_captured(memory: 
         ("error", "test.source", "broken"),
     ]
     assert "ValueError: why" in str(memory.lines[1]["exception"])
+
+
+def test_library_that_repeats_itself_fills_no_disk(memory: Memory) -> None:
+    log, source = make(memory), logging.getLogger("test.source")
+    handler = log.capture_stdlib()
+    try:
+        for number in range(1000):
+            source.error("no descriptors left")
+            source.error("no descriptors left for %d", number)
+    finally:
+        logging.getLogger().removeHandler(handler)
+    texts = [line["text"] for line in memory.lines]
+    assert len(texts) == MAX_FOREIGN
+    assert texts.count("no descriptors left") == 1
 
 
 def test_syslog_lines_carry_priority_and_stay_one_line(memory: Memory) -> None:
