@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import ssl
 from collections.abc import Awaitable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from delivery_agents.login import Login
 
 type TlsMode = Literal["off", "starttls", "implicit"]
 
+MAX_ADDRESSES = 8  # of one host that are tried
 MAX_PATH = 107  # octets of a unix socket's path, sun_path in unix(7)
 
 _HOST_AND_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]]+)):([0-9]{1,5})")
@@ -80,12 +82,17 @@ class Backend:
         place = parse_place(self.address)
         if place.path:
             await loop.create_unix_connection(lambda: connection, place.path)
-        elif self.tls == "implicit":
-            await loop.create_connection(
-                lambda: connection, place.host, place.port, ssl=self.context, server_hostname=place.host
-            )
-        else:
-            await loop.create_connection(lambda: connection, place.host, place.port)
+            return
+        reached = await _reach(place, loop, loop.time() + self.timeout)
+        try:
+            if self.tls == "implicit":
+                context, host = self.context, place.host
+                await loop.create_connection(lambda: connection, sock=reached, ssl=context, server_hostname=host)
+            else:
+                await loop.create_connection(lambda: connection, sock=reached)
+        except BaseException:
+            reached.close()
+            raise
 
     async def _introduce(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
         greeting = await connection.answer()
@@ -122,6 +129,32 @@ class Backend:
         if answer.code != 250:
             raise Unreachable(f"it answers {self.hello} with {answer}")
         connection.extensions = _extensions(answer)
+
+
+async def _reach(place: Place, loop: asyncio.AbstractEventLoop, deadline: float) -> socket.socket:
+    """A socket connected to one of the host's addresses; they share the time, as the first may never answer."""
+    found = (await loop.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM))[:MAX_ADDRESSES]
+    problem = OSError(f"{place.host} has no address")
+    for number, (family, kind, protocol, _, address) in enumerate(found):
+        try:
+            reached = socket.socket(family, kind, protocol)
+        except OSError as error:  # such as IPv6 that is switched off
+            problem = error
+            continue
+        try:
+            reached.setblocking(False)
+            reached.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            async with asyncio.timeout((deadline - loop.time()) / (len(found) - number)):
+                await loop.sock_connect(reached, address)
+        except OSError as error:  # TimeoutError is one
+            reached.close()
+            problem = error
+        except BaseException:
+            reached.close()
+            raise
+        else:
+            return reached
+    raise problem
 
 
 def _extensions(answer: Answer) -> dict[str, str]:

@@ -1,7 +1,9 @@
 """Connections to the store: shared, given back, taken away, lost; a store that is down and comes back; TLS."""
 
 import asyncio
+import socket
 import ssl
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +177,26 @@ async def test_server_starts_before_the_store(directory: Path) -> None:
         async with store:
             assert await front.agents["store"].health() is None
             assert front.agents["store"].carries_utf8
+
+
+async def test_address_that_does_not_answer_leaves_time_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    look_up = socket.getaddrinfo
+
+    def two_addresses(host: str, port: int, *arguments: Any, **options: Any) -> list[Any]:
+        hosts = ("127.0.0.2", "127.0.0.1") if host == "store.test" else (host,)
+        return [each for address in hosts for each in look_up(address, port, *arguments, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", two_addresses)
+    async with LmtpStore() as store:
+        port = int(store.address.rpartition(":")[2])
+        with ExitStack() as sockets:
+            silent = sockets.enter_context(socket.create_server(("127.0.0.2", port), backlog=0))
+            for _ in range(4):  # nobody takes them, so there is no room for more
+                waiting = sockets.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex(silent.getsockname())
+            async with server(f"store.test:{port}", connect_timeout=1.0) as front:
+                assert (await answer(await front.connect())).startswith("250 ")
 
 
 async def test_store_that_fails_again_and_again_is_left_in_peace() -> None:
