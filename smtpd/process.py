@@ -7,6 +7,7 @@ import grp
 import logging
 import os
 import pwd
+import resource
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from smtpd.users import DEVELOPER_LOGIN, UserFileError, make_developer_user
 
 _OPERATORS_TURN = (OSError, PluginError, PolicyError, TlsError, UserFileError)
 """Not a mistake of ours: one line says what it is, a traceback would only hide it."""
+_OTHER_FILES = 500  # descriptors for what is no connection: agents, DNS, log, state
 
 
 def run(config: Config, *, path: Path | None, environ: Mapping[str, str]) -> int:
@@ -34,6 +36,7 @@ def run(config: Config, *, path: Path | None, environ: Mapping[str, str]) -> int
         print(f"smtpd: the log cannot be opened: {error}")
         return 1
     handler = log.capture_stdlib()
+    _ask_for_descriptors(config, log)
     try:
         if path is None:
             _prepare_developer_setup(config, log)
@@ -87,6 +90,19 @@ async def _reload(server: Server, path: Path, environ: Mapping[str, str]) -> Non
         server.log.error("reload-refused", problem=str(error))
     except Exception as error:
         server.log.error("reload-failed", problem=str(error), exception=error)
+
+
+def _ask_for_descriptors(config: Config, log: Log) -> None:
+    """One for each connection, and one for its content; with none left all mail is put off, by uvloop in silence."""
+    wanted = 2 * config.limits.connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    # No more than needed: programs that agents start may look at each number there can be.
+    got = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (got, hard))
+    if got < wanted:
+        log.warning("few-descriptors", limit=got, wanted=wanted)
 
 
 def _loop_factory(config: Config) -> type[asyncio.AbstractEventLoop] | None:
