@@ -70,7 +70,14 @@ class Child:
         """Set to the exit code, negative for the signal that ended it. Wait for it with asyncio.wait."""
         self.was_fed = False
         """Whether all of the input has gone into the pipe."""
-        self._exit = os.pidfd_open(self._process.pid)
+        try:
+            self._exit = os.pidfd_open(self._process.pid)
+        except OSError:  # no descriptor is free, or the kernel is too old: nobody would hear of its end
+            self.signal(signal.SIGKILL)
+            self._close_pipes()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(GRACE)
+            raise
         os.set_blocking(self._output, False)
         if self._input >= 0:
             os.set_blocking(self._input, False)

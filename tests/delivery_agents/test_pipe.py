@@ -1,4 +1,5 @@
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -371,6 +372,19 @@ def test_command_that_cannot_be_meant_is_a_mistake(options: dict[str, Any], prob
 
 def test_shell_may_have_arguments_behind_its_script() -> None:
     PipeOptions.model_validate({"type": "pipe", "command": ["/bin/sh", "-c", 'echo "$1"', "sh", "{user}"]})
+
+
+async def test_program_that_cannot_be_watched_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(pid: int) -> int:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    async with serve("/bin/cat") as server:
+        talk = await server.connect()
+        monkeypatch.setattr(os, "pidfd_open", fail)
+        before = len(os.listdir("/dev/fd"))
+        assert (await talk.send(TEXT))[-1].startswith("451 ")
+        assert len(os.listdir("/dev/fd")) == before
+        server.forget("program-failed")
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
