@@ -236,6 +236,9 @@ class Connection(asyncio.Protocol):
         try:
             return await self._shake_hands()
         except BaseException:
+            transport, self._transport = self._transport, None  # uvloop has closed it: last words would be an error
+            if transport is not None and not transport.is_closing():
+                transport.abort()
             self._release()  # asyncio does not tell us of a connection that is lost during the handshake
             raise
 

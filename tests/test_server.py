@@ -92,6 +92,18 @@ def test_stopping_does_not_wait_for_ever(serve: Serve, in_transaction: Connect) 
     assert server.process.wait(PATIENCE) == 0
 
 
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_stopping_ends_handshakes_without_noise(serve: Serve, greeted: Connect, loop: str) -> None:
+    server = serve({"smtpd": {"drain_timeout": 0.2, "event_loop": loop}})
+    shaking = greeted(server.port("smtp"))
+    shaking.say(b"EHLO client.test\r\nSTARTTLS\r\n")
+    shaking.reply()
+    assert shaking.line().startswith("220 ")
+    assert server.stop() == 0
+    assert shaking.rest() == b""
+    assert [entry["event"] for entry in server.log if entry["level"] in ("warning", "error")] == ["still-busy"]
+
+
 def test_second_signal_waits_for_nobody(serve: Serve, in_transaction: Connect) -> None:
     server = serve({"smtpd": {"drain_timeout": 600}})
     stuck = in_transaction(server.port("smtp"))
