@@ -231,6 +231,8 @@ class HandlerDelivery(Delivery):
             for address in self._taken.get(recipient) or [recipient.destination.text]
         ]
         content = bytes(message) if self.agent.options.thread else await asyncio.to_thread(bytes, message)
+        if len(content) != message.size:
+            raise OSError("the message was given up before the call had begun")
         envelope.content = envelope.original_content = content
         return await self._hook("handle_DATA")
 
