@@ -1,11 +1,24 @@
-"""Resolvers that do what no resolver should, for tests of filters that ask one."""
+"""Resolvers that count, or do what no resolver should, for tests of filters that ask one."""
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 
 from smtpd.dns import Answer, Type
 from smtpd.dns.answer import tempfail
 from smtpd.zone import Zone
+
+
+class Counting(Zone):
+    """Knows nothing at once, and notes what is asked."""
+
+    def __init__(self, tables: Mapping[str, Mapping[str, object]]) -> None:
+        super().__init__(tables, cached=False)
+        self.asked: list[str] = []
+
+    async def resolve(self, name: str, kind: Type, timeout: float | None = None) -> Answer:
+        self.asked.append(name)
+        return await super().resolve(name, kind, timeout)
 
 
 class Broken(Zone):

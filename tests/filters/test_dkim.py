@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 from dkim_house import ED25519, EVE, JOE, SUBDOMAIN, Witness, found, house, only
-from resolvers import Broken, Silent, Slow
+from resolvers import Broken, Counting, Silent, Slow
 from signer import LETTER, Signer
 
 from filters.dkim import Dkim
 from smtpd.config.problems import ConfigError
-from smtpd.dns import Answer, Type
 from smtpd.memory import MemoryServer
 from smtpd.zone import Zone
 
@@ -180,18 +179,6 @@ async def test_one_good_signature_makes_up_for_keys_nobody_answers_for() -> None
 
 
 # What a stranger can cost
-
-
-class Counting(Zone):
-    """Knows nothing at once, and counts what is asked."""
-
-    def __init__(self, tables: Mapping[str, Mapping[str, object]]) -> None:
-        super().__init__(tables, cached=False)
-        self.asked: list[str] = []
-
-    async def resolve(self, name: str, kind: Type, timeout: float | None = None) -> Answer:
-        self.asked.append(name)
-        return await super().resolve(name, kind, timeout)
 
 
 async def test_thousand_signatures_cost_eight_lookups_and_do_not_hide_the_authors() -> None:

@@ -1,24 +1,9 @@
 """The name in EHLO is checked by SPF once, however many messages a client sends."""
 
-from collections.abc import Mapping
-
 import pytest
+from resolvers import Counting
 
-from smtpd.dns import Answer, Type
-from smtpd.zone import Zone
 from tests.filters.spf_server import MESSAGE, ZONE, house, labels, results
-
-
-class Counting(Zone):
-    """Notes what is asked."""
-
-    def __init__(self, tables: Mapping[str, Mapping[str, object]]) -> None:
-        super().__init__(tables, cached=False)
-        self.asked: list[str] = []
-
-    async def resolve(self, name: str, kind: Type, timeout: float | None = None) -> Answer:
-        self.asked.append(name)
-        return await super().resolve(name, kind, timeout)
 
 
 @pytest.mark.parametrize("first", ["joe@pass.example", ""])
