@@ -16,6 +16,7 @@ from smtpd import replies
 from smtpd.carrier import Transport
 from smtpd.commands import limit_for
 from smtpd.content import Receiver
+from smtpd.endings import Disconnected, Draining, Overrun, TimedOut
 from smtpd.limits import DataRate
 from smtpd.model import TlsInfo
 from smtpd.replies import Refused, Reply
@@ -23,36 +24,7 @@ from smtpd.replies import Refused, Reply
 HIGH_WATER = 1 << 16  # unread octets at which the transport is told to pause
 _LOOK = 60.0  # seconds after which a timer looks at its deadline: below common timeouts, so it is not moved for them
 _HOLD = 1.0  # seconds that replies of a burst may wait for each other
-_BURST = 200  # replies that wait for each other: who sends many commands and reads nothing must not fill our memory
-
-
-class Ended(Exception):  # noqa: N818 - an event, not an error
-    """The conversation cannot go on: Disconnected, TimedOut or Draining."""
-
-
-class Disconnected(Ended):
-    """The client is gone."""
-
-
-class TimedOut(Ended):
-    """The client did not speak in time; `too_slow`: it did, but below the minimum data rate."""
-
-    def __init__(self, *, too_slow: bool = False) -> None:
-        super().__init__()
-        self.too_slow = too_slow
-
-
-class Draining(Ended):
-    """The server wants to stop, and this conversation is between two messages."""
-
-
-class Overrun(Exception):  # noqa: N818 - an event, not an error
-    """What `Channel.run` ran was not done in time; it goes on in `task`."""
-
-    def __init__(self, task: asyncio.Task[Any]) -> None:
-        super().__init__()
-        self.task = task
-
+_BURST = 1 << 12  # octets of replies that wait for each other: who reads nothing must not fill our memory
 
 _INPUT = object()
 
@@ -66,9 +38,9 @@ class Channel:
     """Carries one conversation. `feed`, `feed_eof`, `lost` and `blocked` are the carrier's side."""
 
     __slots__ = (
-        "_blocked", "_coroutine", "_data", "_deadline", "_draining", "_eof", "_fed", "_fed_at_flush", "_finishing",
-        "_idle", "_loop", "_lost", "_out", "_paused", "_position", "_task", "_timer", "_timer_at", "_transport",
-        "_waiting", "flushes", "on_finished", "on_vanished",
+        "_blocked", "_coroutine", "_data", "_deadline", "_draining", "_eof", "_finishing", "_idle", "_loop", "_lost",
+        "_out", "_paused", "_position", "_read", "_task", "_timer", "_timer_at", "_transport", "_waiting", "flushes",
+        "on_finished", "on_vanished",
     )  # fmt: skip
 
     def __init__(self, transport: Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -76,7 +48,7 @@ class Channel:
         self._loop = loop
         self._data = b""
         self._position = 0
-        self._out: list[bytes] = []
+        self._out = b""
         self._coroutine: Coroutine[object, None, None] | None = None
         self._task: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -90,8 +62,7 @@ class Channel:
         self._eof = False
         self._lost = False
         self._draining = False
-        self._fed = 0
-        self._fed_at_flush = 0
+        self._read = 0
         self.flushes = 0
         """How often something was sent."""
         self.on_finished: Callable[[], None] | None = None
@@ -112,73 +83,84 @@ class Channel:
 
     def write(self, data: bytes) -> None:
         """Say something; replies of one burst leave in one write."""
-        self._out.append(data)
+        self._out += data
 
     def flush(self) -> None:
         """Send what was said so far."""
         if self._out and not self._lost:
-            data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
-            self._out.clear()
+            data, self._out = self._out, b""
             self.flushes += 1
-            self._fed_at_flush = self._fed
             self._transport.write(data)
 
     def was_read(self, flushes: int) -> bool:
         """Whether octets came after what was said when `flushes` stood there had been sent."""
-        return self.flushes > flushes and self._fed > self._fed_at_flush
+        return self._read > flushes
 
-    async def line(self, timeout: float, *, limit: int = 0, idle: bool = False) -> bytes:
+    @coroutine
+    def line(self, timeout: float, idle: bool = False, limit: int = 0) -> Generator[object, None, bytes]:
         """The next line without its CRLF, the only line end (RFC 5321 §2.3.8).
 
         A line over `limit` octets (0: as its verb may have) is read to its end, without being kept, and
         Refused. `idle`: the wait may end in Draining. Else Disconnected, or TimedOut after `timeout` seconds.
         """
-        if idle and self._draining:
+        if self._draining and idle:
             raise Draining
         if len(self._out) > _BURST:
             self.flush()
-            await self.run(asyncio.sleep(0))  # others have their turn
+            yield from self.run(asyncio.sleep(0)).__await__()  # others have their turn
         end = self._data.find(b"\r\n", self._position)
         if end < 0 or self._blocked:
+            self._idle = idle
             self._deadline = self._loop.time() + timeout if timeout else 0.0
-        while end < 0 or self._blocked:
-            await self._input(idle)
-            end = self._data.find(b"\r\n", self._position)
-            unread = len(self._data) - self._position
-            if end < 0 and unread > 512 and unread > (limit or limit_for(self._data[self._position :])):
-                await self._skip_line(idle)
-                raise Refused(replies.LINE_TOO_LONG)
+            while end < 0 or self._blocked:
+                if self._eof:
+                    self._must_be_open()
+                yield _INPUT
+                end = self._data.find(b"\r\n", self._position)
+                if end < 0 and self._is_overlong(limit):
+                    yield from self._skip_line()
+                    raise Refused(replies.LINE_TOO_LONG)
         line = self._data[self._position : end]
         self._position = end + 2
         if len(line) > 510 and len(line) + 2 > (limit or limit_for(line)):
             raise Refused(replies.LINE_TOO_LONG)
         return line
 
-    async def _skip_line(self, idle: bool) -> None:
+    def _is_overlong(self, limit: int) -> bool:
+        unread = len(self._data) - self._position
+        return unread > 512 and unread > (limit or limit_for(self._data[self._position :]))
+
+    def _skip_line(self) -> Generator[object, None, None]:
         while (end := self._data.find(b"\r\n", self._position)) < 0:
-            self._data = self._data[-1:]  # its CR may belong to the line end
-            self._position = 0
-            await self._input(idle)
+            self._data, self._position = self._data[-1:], 0  # its CR may belong to the line end
+            self._must_be_open()
+            yield _INPUT
         self._position = end + 2
 
-    async def receive(self, receiver: Receiver, timeout: float, rate: float) -> None:
+    @coroutine
+    def receive(self, receiver: Receiver, timeout: float, rate: float) -> Generator[object, None, None]:
         """Feed content until it is complete, found to hold a lone CR or LF, or hopelessly big.
 
         `timeout` seconds may pass without an octet, and `rate` octets per second must come on average over
         a minute (0 switches either off).
         """
-        if self._feed(receiver):
+        if self.pending and (self._feed(receiver) or _is_given_up(receiver)):
             return
-        watch, seen = DataRate(rate, self._loop.time()), 0
-        while not receiver.found_bare_line_end and not receiver.hopeless:
+        began = now = self._loop.time()
+        watch, seen = None, 0
+        while True:
+            if self._eof:
+                self._must_be_open()
+            self._deadline = now + timeout if timeout else 0.0
+            self._idle = False
+            yield _INPUT
+            if self._feed(receiver) or _is_given_up(receiver):
+                return
             now = self._loop.time()
+            watch = watch or DataRate(rate, began)
             if rate and watch.too_slow(now, receiver.octets - seen):
                 raise TimedOut(too_slow=True)
             seen = receiver.octets
-            self._deadline = now + timeout if timeout else 0.0
-            await self._input(False)
-            if self._feed(receiver):
-                return
 
     async def drain(self, receiver: Receiver, seconds: float) -> None:
         """Say what there is to say now, then throw content away until its end, or time or size is up."""
@@ -186,7 +168,7 @@ class Channel:
         self._deadline = self._loop.time() + seconds
         try:
             while not receiver.complete and not self._feed(receiver) and not receiver.hopeless:
-                await self._input(False)
+                await self._input()
         except (TimedOut, Disconnected):
             return
 
@@ -206,7 +188,7 @@ class Channel:
         if not self.pending:
             self._deadline = self._loop.time() + seconds
             try:
-                await self._input(False)
+                await self._input()
             except TimedOut:
                 return False
         return True
@@ -255,15 +237,14 @@ class Channel:
         return self._lost or (self._eof and b"QUIT\r\n" not in self.pending_octets.upper())
 
     @coroutine
-    def _input(self, idle: bool) -> Generator[object, None, None]:
+    def _input(self) -> Generator[object, None, None]:
+        self._must_be_open()
+        self._idle = False
+        yield _INPUT
+
+    def _must_be_open(self) -> None:
         if self._lost or (self._eof and not (self._blocked and self.pending)):
             raise Disconnected
-        self._idle = idle
-        self._waiting = True
-        try:
-            yield _INPUT
-        finally:
-            self._waiting = False
 
     # The carrier's side
 
@@ -274,11 +255,8 @@ class Channel:
 
     def feed(self, data: bytes) -> None:
         """Octets came."""
-        self._fed += 1
-        if self._position < len(self._data):
-            self._data = self._data[self._position :] + data
-        else:
-            self._data = data
+        self._read = self.flushes
+        self._data = self._data[self._position :] + data if self._position < len(self._data) else data
         self._position = 0
         if self._waiting and not self._blocked:
             self._advance()
@@ -296,8 +274,8 @@ class Channel:
 
     def lost(self) -> None:
         """The connection is gone."""
-        self._lost = True
-        self._out.clear()
+        self._lost = self._eof = True
+        self._out = b""
         if self._waiting:
             self._advance(Disconnected())
         else:
@@ -343,6 +321,7 @@ class Channel:
     def _advance(self, error: Exception | None = None) -> None:
         if self._coroutine is None:
             return
+        self._waiting = False
         try:
             wanted = self._coroutine.send(None) if error is None else self._coroutine.throw(error)
         except StopIteration:
@@ -353,8 +332,10 @@ class Channel:
             self._transport.abort()
             raise
         if wanted is _INPUT:
+            self._waiting = True
             self.flush()
-            self._arm()
+            if self._timer is None or self._deadline < self._timer_at:
+                self._arm()
             if self._paused and not self._blocked:
                 self._resume()
         else:
@@ -398,3 +379,7 @@ class Channel:
         self._data = b""
         if self.on_finished is not None:
             self.on_finished()
+
+
+def _is_given_up(receiver: Receiver) -> bool:
+    return receiver.found_bare_line_end or receiver.hopeless

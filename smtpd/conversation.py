@@ -12,9 +12,9 @@ from time import perf_counter
 
 from smtpd import auth, commands, replies, xclient
 from smtpd.answering import Answering, InFlight
-from smtpd.channel import Disconnected, Draining, Ended, TimedOut
 from smtpd.content import ChunkReceiver, DataReceiver, Receiver, SkippedChunk
 from smtpd.delivery import Deliveries
+from smtpd.endings import Disconnected, Draining, Ended, TimedOut
 from smtpd.handover import Handover, Outcome
 from smtpd.model import Message, Recipient, Transaction
 from smtpd.replies import Refused, Reply
@@ -75,18 +75,19 @@ class Conversation(Answering):
 
     async def turn_away(self) -> None:
         """RFC 5321 §3.1: whoever was greeted with 554 hears 503 until QUIT."""
-        line = await self.channel.line(self.service.config.timeouts.command, idle=True)
+        line = await self.channel.line(self.service.config.timeouts.command, True)
         if commands.split(line)[0] != "QUIT":
             raise Refused(replies.NO_SERVICE_COMMAND)
         await self.quit(b"")
 
     async def command(self) -> None:
         """One line: find its method, see that its turn has come, time it."""
-        line = await self.channel.line(self.service.config.timeouts.command, idle=self.in_flight is None)
+        service = self.service
+        line = await self.channel.line(service.config.timeouts.command, self.in_flight is None)
         if self.unread:
             self._note_reading()
         self.verb = ""
-        if self.channel.pending and not (self.session.esmtp and self.service.switches.pipelining):
+        if self.channel.pending and not (self.session.esmtp and service.switches.pipelining):
             self.session.early = True  # RFC 2920 §3.1: nobody allowed it to go on
         verb, argument = commands.split(line)
         method = METHODS.get(verb)
@@ -94,13 +95,13 @@ class Conversation(Answering):
             self._unknown(verb)
             return
         self.verb = verb
-        if self.service.gated and (reply := self.service.gate(verb, self.session)):
+        if service.gated and (reply := service.gate(verb, self.session)):
             raise Refused(reply)
         self.clock = perf_counter()
         try:
             await method(self, argument)
         finally:
-            self.service.meters.command(verb, perf_counter() - self.clock)
+            service.meters.command(verb, perf_counter() - self.clock)
 
     async def lhlo(self, argument: bytes) -> None:
         """RFC 2033 §4.1: what LMTP has in the place of EHLO."""

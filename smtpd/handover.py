@@ -14,9 +14,9 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from smtpd import replies, trace
-from smtpd.channel import Overrun
 from smtpd.content import MAX_HEAD
 from smtpd.delivery import combine
+from smtpd.endings import Overrun
 from smtpd.findings import results_field
 from smtpd.forgeries import without_forged_fields
 from smtpd.journal import Journal, message_key

@@ -19,11 +19,12 @@ from types import TracebackType
 from typing import Self
 
 from smtpd import replies
-from smtpd.channel import Channel, Disconnected
+from smtpd.channel import Channel
 from smtpd.config import Config, LogOptions
 from smtpd.conversation import Conversation
 from smtpd.delivery import DeliveryAgent
 from smtpd.dns import Resolver
+from smtpd.endings import Disconnected
 from smtpd.log import Log
 from smtpd.model import Message, Session, TlsInfo, Transaction, new_id
 from smtpd.options import AgentOptions, FilterOptions

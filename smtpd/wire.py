@@ -14,8 +14,9 @@ from ipaddress import ip_address
 from typing import Any, TypeGuard
 
 from smtpd import replies, tls
-from smtpd.channel import Channel, Disconnected
+from smtpd.channel import Channel
 from smtpd.conversation import Conversation
+from smtpd.endings import Disconnected
 from smtpd.limits import ConnectionLimits
 from smtpd.model import IPAddress, Session, TlsInfo, new_id, plain_ip
 from smtpd.proxy import V1_START, V2_START, Origin

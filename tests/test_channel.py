@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from smtpd.channel import HIGH_WATER, Channel, Disconnected, Draining, TimedOut
+from smtpd.channel import HIGH_WATER, Channel
 from smtpd.content import Content, DataReceiver
+from smtpd.endings import Disconnected, Draining, TimedOut
 from smtpd.limits import ContentBudget
 from smtpd.memory import MemoryTransport
 from smtpd.replies import Refused
