@@ -1,12 +1,9 @@
-"""One structured line per event; what must not be readable in a log is decided here and nowhere else.
+"""One structured line per event.
 
 Every line has `time`, `level` and `event`, then the given fields in their order, as JSON or as text
-for eyes. Whatever a client sends is escaped to printable ASCII, so it can never forge a line.
-
-- Passwords, tokens and the like are written as "***", bytes only by their number.
-- With `privacy` the local parts of addresses, logins and HELO names are written as a keyed hash: equal
-  ones stay recognisable within one run, the people behind them do not.
-- Lines are written together, errors at once, others within 10 ms (see `sinks.py` for what a crash can lose).
+for eyes. Whatever a client sends is escaped to printable ASCII, so it can never forge a line; what must not
+be readable at all is decided in `redaction.py`. Lines are written together, errors at once, others within
+10 ms (see `sinks.py` for what a crash can lose).
 """
 
 from __future__ import annotations
@@ -17,20 +14,17 @@ import os
 import re
 import time
 import traceback
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
-from hashlib import blake2b
 from json.encoder import encode_basestring_ascii
 from typing import Literal, Protocol, TypeGuard
 
+from smtpd.redaction import HUGE, MAX_ITEMS, MAX_TEXT, Redaction
 from smtpd.sinks import Complaints, Output, Sink, open_sink
 
 Level = Literal["debug", "info", "warning", "error"]
 
-MAX_TEXT = 2000  # characters of one value
 MAX_TRACEBACK = 16_000  # characters
-MAX_ITEMS = 100  # of a list or table in one field
-MAX_DEPTH = 4
 MAX_FOREIGN = 50  # lines of other libraries in one second, all of them different
 MAX_NAMES = 1000  # field and event names remembered; ours are far fewer
 LEVELS: Mapping[Level, int] = {"debug": 7, "info": 6, "warning": 4, "error": 3}  # RFC 5424 §6.2.1
@@ -38,15 +32,8 @@ FACILITY_MAIL = 2 << 3  # RFC 5424 §6.2.1
 
 _MILLISECONDS = [f"{number:03}" for number in range(1000)] + ["999"]
 _ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-_SECRET = re.compile(r"passw|passphrase|token|secret|credential|private_key|authorization", re.IGNORECASE)
-_PEOPLE = frozenset(("sender", "recipient", "recipients", "login", "user", "account", "mailbox", "helo"))
-_NOT_PEOPLE = frozenset(("message_id", "trace", "id"))
-_ADDRESS = re.compile(r"(?<![^\s<>()\",;:\[\]])(\"(?:[^\"\\]|\\.)*+\"|[^\s<>()\",;:@\[\]]++)@(?=[\w\[])")
-# What was too long for a reply may have lost the "@" that tells an address.
-_CUT_ADDRESS = re.compile(r"(?<![^\s<>()\",;:\[\]])(?:\"(?:[^\"\\]|\\.)*|[^\s<>()\",;:@\[\]]+)\.\.\.")
 _BARE = re.compile(r"[!#-<>-\[\]-~]+")  # printable ASCII without space, quote, equals sign and backslash
 _ODD_NAME = re.compile(r"[^A-Za-z0-9_.\-]+")
-_HUGE = 1 << 64  # printing really big numbers is slow, and refused by Python
 _RESERVED = frozenset(("time", "level", "event"))
 
 
@@ -95,7 +82,7 @@ class Log:
         self.wants_connections = options.connections and threshold >= LEVELS["info"]
         self._wants_info = threshold >= LEVELS["info"]
         self._wants_warning = threshold >= LEVELS["warning"]
-        self._lines = _Lines(options, clock, _Redaction(options.privacy, salt))
+        self._lines = _Lines(options, clock, Redaction(options.privacy, salt))
         complain = Complaints()
         self._output = Output(sink or open_sink(options.to, complain), complain, self._lost_line)
 
@@ -194,7 +181,7 @@ class _Handler(logging.Handler):
 class _Lines:
     """Makes lines. The fast way is for names seen before whose values are text or numbers."""
 
-    def __init__(self, options: LogOptions, clock: Callable[[], float], redaction: _Redaction) -> None:
+    def __init__(self, options: LogOptions, clock: Callable[[], float], redaction: Redaction) -> None:
         self._json = options.format == "json"
         self._syslog = options.to == "syslog"
         self._clock = clock
@@ -235,9 +222,9 @@ class _Lines:
                 add(self._careful(name, value))
             elif isinstance(value, str) and len(value) <= MAX_TEXT:
                 add(start + quote(value))
-            elif type(value) is int and -_HUGE < value < _HUGE:
+            elif type(value) is int and -HUGE < value < HUGE:
                 add(f"{start}{value}")
-            elif type(value) is float and -_HUGE < value < _HUGE:
+            elif type(value) is float and -HUGE < value < HUGE:
                 add(f"{start}{value:.6f}")
             elif type(value) is list and self._json and _is_short_text(value):
                 add(f"{start}[{','.join(map(quote, value))}]")
@@ -291,86 +278,11 @@ class _Lines:
         return "".join(f"\n    {encode_basestring_ascii(line)[1:-1]}" for line in text.split("\n"))
 
 
-class _Redaction:
-    def __init__(self, privacy: bool, salt: bytes | None) -> None:
-        self._privacy = privacy
-        self._salt = blake2b(salt if salt is not None else os.urandom(16), digest_size=32).digest()
-
-    def is_plain(self, name: str) -> bool:
-        """Whether any text in a field of this name can be written as it is."""
-        return not self._privacy and _SECRET.search(name) is None
-
-    def shown(self, name: str, value: object, depth: int = 0) -> object:
-        """The value as something JSON can hold, without secrets and, with privacy, without people."""
-        if value is None or isinstance(value, bool):
-            return value
-        if _SECRET.search(name) is not None or hasattr(value, "get_secret_value"):
-            return "***"
-        if isinstance(value, int):
-            return int(value) if -_HUGE < value < _HUGE else _cut(hex(value))
-        if isinstance(value, float):
-            return round(value, 6) if value - value == 0 else None  # JSON has no infinity and no NaN
-        if isinstance(value, bytes | bytearray | memoryview):
-            return f"<{len(value)} octets>"
-        if isinstance(value, Mapping | list | tuple | set | frozenset):
-            return self._collection(name, value, depth)
-        return self._person_or_text(name, value if isinstance(value, str) else _as_text(value))
-
-    def text(self, text: str) -> str:
-        """Free text, with privacy without the local parts in it."""
-        if not self._privacy:
-            return text
-        if "..." in text:
-            text = _CUT_ADDRESS.sub("***...", text)
-        return _ADDRESS.sub(self._hidden, text) if "@" in text else text
-
-    def _collection(self, name: str, value: Mapping[object, object] | Collection[object], depth: int) -> object:
-        if depth >= MAX_DEPTH:
-            return "..."
-        if isinstance(value, Mapping):
-            pairs = list(value.items())[:MAX_ITEMS]
-            return {self.text(_cut(_as_text(key))): self.shown(_as_text(key), item, depth + 1) for key, item in pairs}
-        items = [self.shown(name, item, depth + 1) for item in list(value)[:MAX_ITEMS]]
-        if isinstance(value, set | frozenset):
-            items.sort(key=str)
-        more = len(value) - len(items)
-        return [*items, f"and {more} more"] if more else items
-
-    def _person_or_text(self, name: str, text: str) -> str:
-        text = _cut(text)
-        if not self._privacy or name in _NOT_PEOPLE:
-            return text
-        if name not in _PEOPLE:
-            return self.text(text)
-        local, at, domain = text.rpartition("@")
-        return f"{self._hash(local)}@{domain}" if at else self._hash(domain)
-
-    def _hidden(self, match: re.Match[str]) -> str:
-        return f"{self._hash(match[1])}@"
-
-    def _hash(self, local: str) -> str:
-        if local in ("", "<>"):
-            return local
-        folded = local.strip("<\"'").lower().encode("utf-8", "backslashreplace")
-        return blake2b(folded, digest_size=4, key=self._salt).hexdigest()
-
-
 def _is_short_text(values: list[object]) -> TypeGuard[list[str]]:
     for value in values:
         if type(value) is not str or len(value) > MAX_TEXT:
             return False
     return len(values) <= MAX_ITEMS
-
-
-def _as_text(value: object) -> str:
-    try:
-        return str(value)
-    except Exception:  # a foreign object's own bug must not break what is being logged
-        return f"<{type(value).__name__}>"
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 3]}..."
 
 
 def _console_text(text: str) -> str:
