@@ -93,8 +93,8 @@ class Account:
 
     def delivered(self, reply: Reply, seconds: float) -> None:
         """The agents have answered; no filter's time or verdict is in it."""
-        result: DeliveryResult = "accepted" if reply.is_positive else "deferred" if reply.is_temporary else "refused"
-        self._service.meters.delivered(result, seconds)
+        result: DeliveryResult = "accepted" if reply.code < 400 else "deferred" if reply.code < 500 else "refused"
+        self._service.meters.deliveries[result](seconds)
 
     def late(self, mail: Transaction, reply: Reply) -> None:
         """The agents have answered after the client had been told that it takes too long."""
