@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from copy import copy
-from json.encoder import encode_basestring_ascii
+from json.encoder import encode_basestring_ascii as quoted
 from typing import Literal, Protocol, TypeGuard
 
 from smtpd.redaction import HUGE, MAX_ITEMS, MAX_TEXT, Redaction
@@ -100,10 +100,23 @@ class Log:
         """Fields that many lines have in common, made ready for `message`."""
         return self._lines.fields(fields)
 
-    def message(self, event: str = "message", common: str = "", /, **fields: object) -> None:
-        """The line of one message or refusal: what `info` does, on the path that counts, with bound fields first."""
+    def bind_client(self, session: str, listener: str, ip: str, helo: str) -> str:
+        """What `bind` does, for the fields that every client has."""
+        return self._lines.client(session, listener, ip, helo)
+
+    def message(
+        self,
+        common: str,
+        trace: str,
+        sender: str,
+        recipients: list[str],
+        size: int,
+        seconds: float,
+        more: dict[str, object] | None = None,
+    ) -> None:
+        """What `info` does, for the line that counts: of one message, with bound fields first and `more` at its end."""
         if self._wants_info:
-            self._output.add(self._lines.line("info", event, fields, None, common))
+            self._output.add(self._lines.message(common, trace, sender, recipients, size, seconds, more))
 
     def warning(self, event: str, /, *, exception: BaseException | None = None, **fields: object) -> None:
         """Something the operator should look at, some day."""
@@ -179,19 +192,26 @@ class _Handler(logging.Handler):
 
 
 class _Lines:
-    """Makes lines. The fast way is for names seen before whose values are text or numbers."""
+    """Makes lines. The fast way is for names seen before whose values are text or numbers.
+
+    What every message has is written out in `message` and `client`, to the octet as `fields` would write it; where
+    all the texts together are no longer than one may be, none of them has to be cut.
+    """
 
     def __init__(self, options: LogOptions, clock: Callable[[], float], redaction: Redaction) -> None:
         self._json = options.format == "json"
         self._syslog = options.to == "syslog"
         self._clock = clock
         self._redaction = redaction
-        self._quote: Callable[[str], str] = encode_basestring_ascii if self._json else _console_text
+        self._quote: Callable[[str], str] = quoted if self._json else _console_text
         self._end = "}\n" if self._json else "\n"
         self._second = -1
         self._heads: dict[Level, str] = {}
         self._events: dict[tuple[Level, str], str] = {}
         self._plain_names: dict[str, str] = {}
+        self._is_plain_json = self._json and not options.privacy
+        self._message_head = ""
+        self._message_opening = self._opening("info", "message")
 
     def line(
         self,
@@ -210,6 +230,42 @@ class _Lines:
         stack = "" if exception is None else self._traceback(exception)
         start = f"{self._heads[level]}{_MILLISECONDS[int((now - second) * 1000)]}{opening}{common}"
         return f"{start}{self.fields(fields)}{stack}{self._end}"
+
+    def message(
+        self,
+        common: str,
+        trace: str,
+        sender: str,
+        recipients: list[str],
+        size: int,
+        seconds: float,
+        more: dict[str, object] | None,
+    ) -> str:
+        """The line of one message; `common` comes from `fields` or `client`."""
+        if self._is_plain_json and len(recipients) == 1:
+            envelope = f',"trace":{quoted(trace)},"sender":{quoted(sender)},"recipients":[{quoted(recipients[0])}]'
+            if len(envelope) <= MAX_TEXT:
+                now = self._clock()
+                second = int(now)
+                if second != self._second:
+                    self._begin_second(second)
+                rest = self.fields(more) if more else ""
+                return (
+                    f"{self._message_head}{_MILLISECONDS[int((now - second) * 1000)]}{self._message_opening}{common}"
+                    f'{envelope},"size":{size},"seconds":{seconds:.6f}{rest}}}\n'
+                )
+        fields = {"trace": trace, "sender": sender, "recipients": recipients, "size": size, "seconds": seconds}
+        return self.line("info", "message", {**fields, **(more or {})}, None, common)
+
+    def client(self, session: str, listener: str, ip: str, helo: str) -> str:
+        """What `fields` makes of the fields that every client has."""
+        if self._is_plain_json:
+            client = (
+                f',"session":{quoted(session)},"listener":{quoted(listener)},"ip":{quoted(ip)},"helo":{quoted(helo)}'
+            )
+            if len(client) <= MAX_TEXT:
+                return client
+        return self.fields({"session": session, "listener": listener, "ip": ip, "helo": helo})
 
     def fields(self, fields: dict[str, object]) -> str:
         """The part of a line that shows these fields."""
@@ -239,10 +295,11 @@ class _Lines:
         for level, severity in LEVELS.items():
             head = f'{{"time":"{stamp}' if self._json else stamp
             self._heads[level] = f"<{FACILITY_MAIL + severity}>{syslog}{head}" if self._syslog else head
+        self._message_head = self._heads["info"]
 
     def _opening(self, level: Level, event: str) -> str:
         if self._json:
-            text = f'Z","level":"{level}","event":{encode_basestring_ascii(event[:MAX_TEXT])}'
+            text = f'Z","level":"{level}","event":{quoted(event[:MAX_TEXT])}'
         else:
             text = f"Z {level:7} {_console_text(event[:MAX_TEXT])}"
         if len(self._events) < MAX_NAMES:
@@ -275,7 +332,7 @@ class _Lines:
         if self._json or self._syslog:
             return (',"exception":' if self._json else " exception=") + self._quote(text)
         # A quoted and unquoted line is escaped; the indent keeps it apart from lines of ours.
-        return "".join(f"\n    {encode_basestring_ascii(line)[1:-1]}" for line in text.split("\n"))
+        return "".join(f"\n    {quoted(line)[1:-1]}" for line in text.split("\n"))
 
 
 def _is_short_text(values: list[object]) -> TypeGuard[list[str]]:
@@ -286,4 +343,4 @@ def _is_short_text(values: list[object]) -> TypeGuard[list[str]]:
 
 
 def _console_text(text: str) -> str:
-    return text if _BARE.fullmatch(text) else encode_basestring_ascii(text)
+    return text if _BARE.fullmatch(text) else quoted(text)
