@@ -28,13 +28,14 @@ _LOGIN_RESULTS: dict[str, AuthResult] = {
 class Account:
     """The books of one session; refusals that decide nothing about mail (syntax, sequence) are not in them."""
 
-    __slots__ = ("_client", "_client_line", "_overfull", "_service", "_session")
+    __slots__ = ("_accepted_line", "_client", "_client_line", "_overfull", "_service", "_session")
 
     def __init__(self, session: Session, service: Service) -> None:
         self._session = session
         self._service = service
         self._client: tuple[object, ...] = ()
         self._client_line = ""
+        self._accepted_line = ""
         self._overfull = ""
         if service.log.wants_connections:
             service.log.info("connected", **self._who(None))
@@ -61,8 +62,22 @@ class Account:
 
     def message(self, mail: Transaction, outcome: Outcome, *, size: int, seconds: float) -> None:
         """The reply to the end of data."""
-        reply = outcome.reply
-        each, recipients = outcome.each, mail.recipients
+        session, recipients = self._session, mail.recipients
+        if (session.helo, session.tls, session.login) != self._client:
+            self._note_client()
+        was_taken = outcome.reply is replies.ACCEPTED and len(recipients) == 1
+        # Nearly all mail was taken for one recipient, and no filter has left anything to tell.
+        if not was_taken or mail.trace or session.trace or mail.labels or session.labels:
+            self._tell_at_length(mail, outcome, size, seconds)
+            return
+        address = recipients[0].address
+        session.messages += 1
+        self._service.meters.received_one(address.domain, size)
+        self._service.log.message(self._accepted_line, mail.id, mail.sender.text, [address.text], size, seconds)
+
+    def _tell_at_length(self, mail: Transaction, outcome: Outcome, size: int, seconds: float) -> None:
+        """All there can be to count and to say of a message."""
+        reply, each, recipients = outcome.reply, outcome.each, mail.recipients
         if each is not None and len(each) > 1:
             recipients = [recipient for recipient in recipients if each[recipient].is_positive is reply.is_positive]
         meters, domains = self._service.meters, [recipient.address.domain for recipient in recipients]
@@ -72,29 +87,18 @@ class Account:
         else:
             for domain in domains or [""]:
                 meters.rejected(reply.key, domain)
-        common = self._client_fields()
-        if reply is replies.ACCEPTED:
-            common += self._service.accepted_fields
-            judged = _judged(reply, self._session, mail)
-        else:
-            judged = {"reply": str(reply), "reason": reply.key, **_judged(reply, self._session, mail)}
+        common, more = self._accepted_line, _judged(reply, self._session, mail)
+        if reply is not replies.ACCEPTED:
+            common, more = self._client_line, {"reply": str(reply), "reason": reply.key, **more}
         if each is not None and len({(one.key, one.code, one.status) for one in each.values()}) > 1:
-            judged["outcomes"] = [str(each[recipient]) for recipient in mail.recipients]
-        self._service.log.message(
-            "message",
-            common,
-            trace=mail.id,
-            sender=mail.sender.text,
-            recipients=[recipient.address.text for recipient in mail.recipients],
-            size=size,
-            seconds=seconds,
-            **judged,
-        )
+            more["outcomes"] = [str(each[recipient]) for recipient in mail.recipients]
+        names = [recipient.address.text for recipient in mail.recipients]
+        self._service.log.message(common, mail.id, mail.sender.text, names, size, seconds, more)
 
     def delivered(self, reply: Reply, seconds: float) -> None:
         """The agents have answered; no filter's time or verdict is in it."""
-        result: DeliveryResult = "accepted" if reply.is_positive else "deferred" if reply.is_temporary else "refused"
-        self._service.meters.delivered(result, seconds)
+        result: DeliveryResult = "accepted" if reply.code < 400 else "deferred" if reply.code < 500 else "refused"
+        self._service.meters.deliveries[result](seconds)
 
     def late(self, mail: Transaction, reply: Reply) -> None:
         """The agents have answered after the client had been told that it takes too long."""
@@ -150,12 +154,14 @@ class Account:
             who["sender"] = mail.sender.text
         return who
 
-    def _client_fields(self) -> str:
-        session = self._session
-        client = (session.helo, session.tls, session.login)
-        if client != self._client:
-            self._client, self._client_line = client, self._service.log.bind(**self._describe_client())
-        return self._client_line
+    def _note_client(self) -> None:
+        """Make ready what the lines of all its messages say of the client."""
+        session, log = self._session, self._service.log
+        line = log.bind_client(session.id, session.listener, session.ip_text, session.helo)
+        if proven := _proven(session):
+            line += log.bind(**proven)
+        self._client = session.helo, session.tls, session.login
+        self._client_line, self._accepted_line = line, line + self._service.accepted_fields
 
     def _describe_client(self) -> dict[str, Any]:
         session = self._session
@@ -165,12 +171,17 @@ class Account:
             "ip": session.ip_text,
             "helo": session.helo,
         }
-        if session.tls is not None:
-            client["tls"] = session.tls.version
-            client["cipher"] = session.tls.cipher
-        if session.login is not None:
-            client["login"] = session.login
-        return client
+        return client | _proven(session)
+
+
+def _proven(session: Session) -> dict[str, Any]:
+    proven: dict[str, Any] = {}
+    if session.tls is not None:
+        proven["tls"] = session.tls.version
+        proven["cipher"] = session.tls.cipher
+    if session.login is not None:
+        proven["login"] = session.login
+    return proven
 
 
 def _judged(reply: Reply, session: Session, mail: Transaction | None) -> dict[str, Any]:

@@ -1,12 +1,9 @@
-"""One structured line per event; what must not be readable in a log is decided here and nowhere else.
+"""One structured line per event.
 
 Every line has `time`, `level` and `event`, then the given fields in their order, as JSON or as text
-for eyes. Whatever a client sends is escaped to printable ASCII, so it can never forge a line.
-
-- Passwords, tokens and the like are written as "***", bytes only by their number.
-- With `privacy` the local parts of addresses, logins and HELO names are written as a keyed hash: equal
-  ones stay recognisable within one run, the people behind them do not.
-- Lines are written together, errors at once, others within 10 ms (see `sinks.py` for what a crash can lose).
+for eyes. Whatever a client sends is escaped to printable ASCII, so it can never forge a line; what must not
+be readable at all is decided in `redaction.py`. Lines are written together, errors at once, others within
+10 ms (see `sinks.py` for what a crash can lose).
 """
 
 from __future__ import annotations
@@ -17,20 +14,17 @@ import os
 import re
 import time
 import traceback
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
-from hashlib import blake2b
-from json.encoder import encode_basestring_ascii
+from json.encoder import encode_basestring_ascii as quoted
 from typing import Literal, Protocol, TypeGuard
 
+from smtpd.redaction import HUGE, MAX_ITEMS, MAX_TEXT, Redaction
 from smtpd.sinks import Complaints, Output, Sink, open_sink
 
 Level = Literal["debug", "info", "warning", "error"]
 
-MAX_TEXT = 2000  # characters of one value
 MAX_TRACEBACK = 16_000  # characters
-MAX_ITEMS = 100  # of a list or table in one field
-MAX_DEPTH = 4
 MAX_FOREIGN = 50  # lines of other libraries in one second, all of them different
 MAX_NAMES = 1000  # field and event names remembered; ours are far fewer
 LEVELS: Mapping[Level, int] = {"debug": 7, "info": 6, "warning": 4, "error": 3}  # RFC 5424 §6.2.1
@@ -38,15 +32,8 @@ FACILITY_MAIL = 2 << 3  # RFC 5424 §6.2.1
 
 _MILLISECONDS = [f"{number:03}" for number in range(1000)] + ["999"]
 _ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-_SECRET = re.compile(r"passw|passphrase|token|secret|credential|private_key|authorization", re.IGNORECASE)
-_PEOPLE = frozenset(("sender", "recipient", "recipients", "login", "user", "account", "mailbox", "helo"))
-_NOT_PEOPLE = frozenset(("message_id", "trace", "id"))
-_ADDRESS = re.compile(r"(?<![^\s<>()\",;:\[\]])(\"(?:[^\"\\]|\\.)*+\"|[^\s<>()\",;:@\[\]]++)@(?=[\w\[])")
-# What was too long for a reply may have lost the "@" that tells an address.
-_CUT_ADDRESS = re.compile(r"(?<![^\s<>()\",;:\[\]])(?:\"(?:[^\"\\]|\\.)*|[^\s<>()\",;:@\[\]]+)\.\.\.")
 _BARE = re.compile(r"[!#-<>-\[\]-~]+")  # printable ASCII without space, quote, equals sign and backslash
 _ODD_NAME = re.compile(r"[^A-Za-z0-9_.\-]+")
-_HUGE = 1 << 64  # printing really big numbers is slow, and refused by Python
 _RESERVED = frozenset(("time", "level", "event"))
 
 
@@ -95,7 +82,7 @@ class Log:
         self.wants_connections = options.connections and threshold >= LEVELS["info"]
         self._wants_info = threshold >= LEVELS["info"]
         self._wants_warning = threshold >= LEVELS["warning"]
-        self._lines = _Lines(options, clock, _Redaction(options.privacy, salt))
+        self._lines = _Lines(options, clock, Redaction(options.privacy, salt))
         complain = Complaints()
         self._output = Output(sink or open_sink(options.to, complain), complain, self._lost_line)
 
@@ -113,10 +100,23 @@ class Log:
         """Fields that many lines have in common, made ready for `message`."""
         return self._lines.fields(fields)
 
-    def message(self, event: str = "message", common: str = "", /, **fields: object) -> None:
-        """The line of one message or refusal: what `info` does, on the path that counts, with bound fields first."""
+    def bind_client(self, session: str, listener: str, ip: str, helo: str) -> str:
+        """What `bind` does, for the fields that every client has."""
+        return self._lines.client(session, listener, ip, helo)
+
+    def message(
+        self,
+        common: str,
+        trace: str,
+        sender: str,
+        recipients: list[str],
+        size: int,
+        seconds: float,
+        more: dict[str, object] | None = None,
+    ) -> None:
+        """What `info` does, for the line that counts: of one message, with bound fields first and `more` at its end."""
         if self._wants_info:
-            self._output.add(self._lines.line("info", event, fields, None, common))
+            self._output.add(self._lines.message(common, trace, sender, recipients, size, seconds, more))
 
     def warning(self, event: str, /, *, exception: BaseException | None = None, **fields: object) -> None:
         """Something the operator should look at, some day."""
@@ -192,19 +192,26 @@ class _Handler(logging.Handler):
 
 
 class _Lines:
-    """Makes lines. The fast way is for names seen before whose values are text or numbers."""
+    """Makes lines. The fast way is for names seen before whose values are text or numbers.
 
-    def __init__(self, options: LogOptions, clock: Callable[[], float], redaction: _Redaction) -> None:
+    What every message has is written out in `message` and `client`, to the octet as `fields` would write it; where
+    all the texts together are no longer than one may be, none of them has to be cut.
+    """
+
+    def __init__(self, options: LogOptions, clock: Callable[[], float], redaction: Redaction) -> None:
         self._json = options.format == "json"
         self._syslog = options.to == "syslog"
         self._clock = clock
         self._redaction = redaction
-        self._quote: Callable[[str], str] = encode_basestring_ascii if self._json else _console_text
+        self._quote: Callable[[str], str] = quoted if self._json else _console_text
         self._end = "}\n" if self._json else "\n"
         self._second = -1
         self._heads: dict[Level, str] = {}
         self._events: dict[tuple[Level, str], str] = {}
         self._plain_names: dict[str, str] = {}
+        self._is_plain_json = self._json and not options.privacy
+        self._message_head = ""
+        self._message_opening = self._opening("info", "message")
 
     def line(
         self,
@@ -224,6 +231,42 @@ class _Lines:
         start = f"{self._heads[level]}{_MILLISECONDS[int((now - second) * 1000)]}{opening}{common}"
         return f"{start}{self.fields(fields)}{stack}{self._end}"
 
+    def message(
+        self,
+        common: str,
+        trace: str,
+        sender: str,
+        recipients: list[str],
+        size: int,
+        seconds: float,
+        more: dict[str, object] | None,
+    ) -> str:
+        """The line of one message; `common` comes from `fields` or `client`."""
+        if self._is_plain_json and len(recipients) == 1:
+            envelope = f',"trace":{quoted(trace)},"sender":{quoted(sender)},"recipients":[{quoted(recipients[0])}]'
+            if len(envelope) <= MAX_TEXT:
+                now = self._clock()
+                second = int(now)
+                if second != self._second:
+                    self._begin_second(second)
+                rest = self.fields(more) if more else ""
+                return (
+                    f"{self._message_head}{_MILLISECONDS[int((now - second) * 1000)]}{self._message_opening}{common}"
+                    f'{envelope},"size":{size},"seconds":{seconds:.6f}{rest}}}\n'
+                )
+        fields = {"trace": trace, "sender": sender, "recipients": recipients, "size": size, "seconds": seconds}
+        return self.line("info", "message", {**fields, **(more or {})}, None, common)
+
+    def client(self, session: str, listener: str, ip: str, helo: str) -> str:
+        """What `fields` makes of the fields that every client has."""
+        if self._is_plain_json:
+            client = (
+                f',"session":{quoted(session)},"listener":{quoted(listener)},"ip":{quoted(ip)},"helo":{quoted(helo)}'
+            )
+            if len(client) <= MAX_TEXT:
+                return client
+        return self.fields({"session": session, "listener": listener, "ip": ip, "helo": helo})
+
     def fields(self, fields: dict[str, object]) -> str:
         """The part of a line that shows these fields."""
         parts: list[str] = []
@@ -235,9 +278,9 @@ class _Lines:
                 add(self._careful(name, value))
             elif isinstance(value, str) and len(value) <= MAX_TEXT:
                 add(start + quote(value))
-            elif type(value) is int and -_HUGE < value < _HUGE:
+            elif type(value) is int and -HUGE < value < HUGE:
                 add(f"{start}{value}")
-            elif type(value) is float and -_HUGE < value < _HUGE:
+            elif type(value) is float and -HUGE < value < HUGE:
                 add(f"{start}{value:.6f}")
             elif type(value) is list and self._json and _is_short_text(value):
                 add(f"{start}[{','.join(map(quote, value))}]")
@@ -252,10 +295,11 @@ class _Lines:
         for level, severity in LEVELS.items():
             head = f'{{"time":"{stamp}' if self._json else stamp
             self._heads[level] = f"<{FACILITY_MAIL + severity}>{syslog}{head}" if self._syslog else head
+        self._message_head = self._heads["info"]
 
     def _opening(self, level: Level, event: str) -> str:
         if self._json:
-            text = f'Z","level":"{level}","event":{encode_basestring_ascii(event[:MAX_TEXT])}'
+            text = f'Z","level":"{level}","event":{quoted(event[:MAX_TEXT])}'
         else:
             text = f"Z {level:7} {_console_text(event[:MAX_TEXT])}"
         if len(self._events) < MAX_NAMES:
@@ -288,71 +332,7 @@ class _Lines:
         if self._json or self._syslog:
             return (',"exception":' if self._json else " exception=") + self._quote(text)
         # A quoted and unquoted line is escaped; the indent keeps it apart from lines of ours.
-        return "".join(f"\n    {encode_basestring_ascii(line)[1:-1]}" for line in text.split("\n"))
-
-
-class _Redaction:
-    def __init__(self, privacy: bool, salt: bytes | None) -> None:
-        self._privacy = privacy
-        self._salt = blake2b(salt if salt is not None else os.urandom(16), digest_size=32).digest()
-
-    def is_plain(self, name: str) -> bool:
-        """Whether any text in a field of this name can be written as it is."""
-        return not self._privacy and _SECRET.search(name) is None
-
-    def shown(self, name: str, value: object, depth: int = 0) -> object:
-        """The value as something JSON can hold, without secrets and, with privacy, without people."""
-        if value is None or isinstance(value, bool):
-            return value
-        if _SECRET.search(name) is not None or hasattr(value, "get_secret_value"):
-            return "***"
-        if isinstance(value, int):
-            return int(value) if -_HUGE < value < _HUGE else _cut(hex(value))
-        if isinstance(value, float):
-            return round(value, 6) if value - value == 0 else None  # JSON has no infinity and no NaN
-        if isinstance(value, bytes | bytearray | memoryview):
-            return f"<{len(value)} octets>"
-        if isinstance(value, Mapping | list | tuple | set | frozenset):
-            return self._collection(name, value, depth)
-        return self._person_or_text(name, value if isinstance(value, str) else _as_text(value))
-
-    def text(self, text: str) -> str:
-        """Free text, with privacy without the local parts in it."""
-        if not self._privacy:
-            return text
-        if "..." in text:
-            text = _CUT_ADDRESS.sub("***...", text)
-        return _ADDRESS.sub(self._hidden, text) if "@" in text else text
-
-    def _collection(self, name: str, value: Mapping[object, object] | Collection[object], depth: int) -> object:
-        if depth >= MAX_DEPTH:
-            return "..."
-        if isinstance(value, Mapping):
-            pairs = list(value.items())[:MAX_ITEMS]
-            return {self.text(_cut(_as_text(key))): self.shown(_as_text(key), item, depth + 1) for key, item in pairs}
-        items = [self.shown(name, item, depth + 1) for item in list(value)[:MAX_ITEMS]]
-        if isinstance(value, set | frozenset):
-            items.sort(key=str)
-        more = len(value) - len(items)
-        return [*items, f"and {more} more"] if more else items
-
-    def _person_or_text(self, name: str, text: str) -> str:
-        text = _cut(text)
-        if not self._privacy or name in _NOT_PEOPLE:
-            return text
-        if name not in _PEOPLE:
-            return self.text(text)
-        local, at, domain = text.rpartition("@")
-        return f"{self._hash(local)}@{domain}" if at else self._hash(domain)
-
-    def _hidden(self, match: re.Match[str]) -> str:
-        return f"{self._hash(match[1])}@"
-
-    def _hash(self, local: str) -> str:
-        if local in ("", "<>"):
-            return local
-        folded = local.strip("<\"'").lower().encode("utf-8", "backslashreplace")
-        return blake2b(folded, digest_size=4, key=self._salt).hexdigest()
+        return "".join(f"\n    {quoted(line)[1:-1]}" for line in text.split("\n"))
 
 
 def _is_short_text(values: list[object]) -> TypeGuard[list[str]]:
@@ -362,16 +342,5 @@ def _is_short_text(values: list[object]) -> TypeGuard[list[str]]:
     return len(values) <= MAX_ITEMS
 
 
-def _as_text(value: object) -> str:
-    try:
-        return str(value)
-    except Exception:  # a foreign object's own bug must not break what is being logged
-        return f"<{type(value).__name__}>"
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 3]}..."
-
-
 def _console_text(text: str) -> str:
-    return text if _BARE.fullmatch(text) else encode_basestring_ascii(text)
+    return text if _BARE.fullmatch(text) else quoted(text)

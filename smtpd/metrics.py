@@ -10,7 +10,7 @@ through `Slots`. `Meters` is where the server's own labels are kept in bounds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal, TypedDict, assert_never
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -223,6 +223,17 @@ def _cumulated(child: HistogramChild) -> list[tuple[str, float]]:
     return buckets
 
 
+class _Observers(dict[str, Callable[[float], None]]):
+    """By label, what counts one value; a label that is not known counts as other, and is not kept."""
+
+    def __init__(self, known: Mapping[str, HistogramChild], other: HistogramChild) -> None:
+        super().__init__((label, child.observe) for label, child in known.items())
+        self._other = other.observe
+
+    def __missing__(self, label: str) -> Callable[[float], None]:
+        return self._other
+
+
 class Slots:
     """Bounds a label: the first `limit` different values keep their own name, all later ones are "other".
 
@@ -270,10 +281,16 @@ class Meters:
         self._rejected = metrics.counter(MESSAGES_REJECTED)
         self._bytes = metrics.histogram(MESSAGE_BYTES).labels(listener)
         commands = metrics.histogram(COMMAND_SECONDS)
-        self._other_command = commands.labels(OTHER)
-        self._commands = {verb: commands.labels(verb) for verb in sorted(VERBS)}
+        other = commands.labels(OTHER)
+        self.commands = _Observers({verb: commands.labels(verb) for verb in sorted(VERBS)}, other)
+        """What `command` calls, by its verb."""
         deliveries = metrics.histogram(DELIVERY_SECONDS)
-        self._deliveries = {result: deliveries.labels(result) for result in ("accepted", "deferred", "refused")}
+        self.deliveries: Mapping[DeliveryResult, Callable[[float], None]] = {
+            "accepted": deliveries.labels("accepted").observe,
+            "deferred": deliveries.labels("deferred").observe,
+            "refused": deliveries.labels("refused").observe,
+        }
+        """By result: the agents answered for one message, after so many seconds."""
         self._plugin_reasons = Slots(MAX_PLUGIN_REASONS)
         self._drop_reasons = Slots(MAX_DROP_REASONS)
 
@@ -315,7 +332,7 @@ class Meters:
 
     def command(self, verb: str, seconds: float) -> None:
         """A command was answered; `verb` in upper case, anything a client can invent is "other"."""
-        self._commands.get(verb, self._other_command).observe(seconds)
+        self.commands[verb](seconds)
 
     def received(self, domains: Iterable[str], size: int) -> None:
         """A message of `size` octets was accepted for recipients at these domains, in any order and number."""
@@ -324,7 +341,16 @@ class Meters:
             if child is None:
                 child = self._received_by_domain[label] = self._received.labels(self._listener, label)
             child.inc()
-        self._bytes.observe(size)
+        self._bytes.observe(float(size))  # an integer costs more to compare with the bounds
+
+    def received_one(self, domain: str, size: int) -> None:
+        """What `received` does, for a message with one recipient."""
+        child = self._received_by_domain.get(domain)  # a domain that is the name of a label counts under it
+        if child is None:
+            self.received((domain,), size)
+        else:
+            child.value += 1
+            self._bytes.observe(float(size))
 
     def rejected(self, reason: str, domain: str | None) -> None:
         """A refusal was spoken: the key of its reply, and the recipient's domain when there is one."""
@@ -332,10 +358,6 @@ class Meters:
             reason = self._plugin_reasons.label(reason)
         label = OTHER if domain is None else self._domain(domain)
         self._rejected.labels(self._listener, reason, label).inc()
-
-    def delivered(self, result: DeliveryResult, seconds: float) -> None:
-        """The agents answered for one message."""
-        self._deliveries[result].observe(seconds)
 
     def _domain(self, domain: str) -> str:
         known = self._domains

@@ -17,6 +17,7 @@ import socket
 import stat
 import threading
 import time
+from asyncio import get_running_loop
 from collections.abc import Callable
 from typing import Protocol
 
@@ -81,7 +82,7 @@ class Output:
         lines = self._lines
         lines.append(line)
         try:
-            loop = asyncio.get_running_loop()
+            loop = get_running_loop()
         except RuntimeError:
             self.flush()
             return

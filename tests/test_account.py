@@ -132,3 +132,85 @@ async def test_a_failed_login_is_logged_with_the_name_and_without_the_password(m
         (entry,) = server.events("login")
     assert (entry["user"], entry["result"]) == ("j\\xf6e@example.test?", "failed")
     assert "sesame" not in str(entry)
+
+
+CLIENT = ["session", "listener", "ip", "helo"]
+PLAIN = [*CLIENT, "reply", "reason", "trace", "sender", "recipients", "size", "seconds"]
+PUT_OFF = [*CLIENT, "trace", "sender", "recipients", "size", "seconds", "reply", "reason"]
+
+
+class Labelling(Filter):
+    name = "labelling"
+
+    async def on_mail(self, mail: Transaction) -> Verdict:
+        return Verdict(labels=frozenset({"junk"}))
+
+
+@pytest.mark.parametrize(
+    ("answer", "filters", "more", "fields"),
+    [
+        (None, {}, b"", PLAIN),
+        (None, {}, b"RCPT TO:<bob@example.test>\r\n", PLAIN),
+        (None, {"labelling": Labelling}, b"", [*PLAIN, "labels", "decisions"]),
+        (_deferring, {}, b"", PUT_OFF),
+        (_as_a_store_said, {}, b"RCPT TO:<bob@example.test>\r\n", [*PUT_OFF, "outcomes"]),
+    ],
+    ids=["one recipient", "two recipients", "a label", "put off", "different outcomes"],
+)
+async def test_fields_of_a_message_come_in_this_order(
+    answer: Answer | None, filters: dict[str, type[Filter]], more: bytes, fields: list[str]
+) -> None:
+    async with Stage(answer=answer, filters=filters) as server:
+        talk = await server.ready()
+        await talk.say(more + b"DATA\r\n")
+        await talk.say(CONTENT + b".\r\n")
+        (line,) = server.events("message")
+        assert list(line) == ["time", "level", "event", *fields]
+
+
+async def test_what_a_client_says_of_itself_anew_is_in_the_lines_that_follow() -> None:
+    async with Stage() as server:
+        talk = server.talk(tls=TlsInfo("TLSv1.3", "some-cipher", 256))
+        for helo in (b"one.test", b"two.test"):
+            await talk.say(b"EHLO %b\r\nMAIL FROM:<joe@client.test>\r\nRCPT TO:<ann@example.test>\r\nDATA\r\n" % helo)
+            await talk.say(CONTENT + b".\r\n")
+        lines = server.events("message")
+        assert [line["helo"] for line in lines] == ["one.test", "two.test"]
+        assert [(line["tls"], line["cipher"]) for line in lines] == [("TLSv1.3", "some-cipher")] * 2
+        assert list(lines[0])[3:9] == [*CLIENT, "tls", "cipher"]
+
+
+@pytest.mark.parametrize(
+    ("recipients", "labels"),
+    [
+        ((b"ann@example.test",), {"example.test": 1}),
+        ((b"ann@EXAMPLE.test",), {"example.test": 1}),
+        ((b"ann@a.wild.test",), {"*.wild.test": 1}),
+        ((b"ann@example.test", b"bob@example.test", b"ann@b.wild.test"), {"example.test": 1, "*.wild.test": 1}),
+    ],
+)
+async def test_every_message_counts_once_for_each_domain(recipients: tuple[bytes, ...], labels: dict[str, int]) -> None:
+    async with Stage(tables={"domains": {"example.test": "keeper", "*.wild.test": "keeper"}}) as server:
+        talk = server.talk()
+        await talk.say(b"EHLO client.test\r\n")
+        for count in (1, 2):
+            said = [b"MAIL FROM:<joe@client.test>", *(b"RCPT TO:<%b>" % address for address in recipients), b"DATA\r\n"]
+            assert b"\r\n354 " in await talk.say(b"\r\n".join(said))
+            assert (await talk.say(CONTENT + b".\r\n")).startswith(b"250 ")
+            for label in ("example.test", "*.wild.test", "other"):
+                received = server.count("smtpd_messages_received_total", listener="smtp", recipient_domain=label)
+                assert received == count * labels.get(label, 0)
+            assert server.count("smtpd_messages_size_bytes_count", listener="smtp") == count
+            assert server.count("smtpd_messages_size_bytes_sum", listener="smtp") == count * len(CONTENT)
+
+
+async def test_the_end_of_a_connection_is_logged_with_the_number_of_messages_taken() -> None:
+    async with Stage() as server:
+        talk = server.talk()
+        await talk.say(b"EHLO client.test\r\n")
+        for more in (b"", b"RCPT TO:<bob@example.test>\r\n"):
+            await talk.say(b"MAIL FROM:<joe@client.test>\r\nRCPT TO:<ann@example.test>\r\n" + more + b"DATA\r\n")
+            await talk.say(CONTENT + b".\r\n")
+        await talk.say(b"QUIT\r\n")
+        (line,) = server.events("disconnected")
+        assert line["messages"] == 2

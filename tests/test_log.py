@@ -8,6 +8,7 @@ from typing import Literal
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as some
+from manual_clock import ManualClock
 from pydantic import SecretStr
 
 from smtpd import replies
@@ -67,10 +68,8 @@ def test_a_line_has_time_level_event_and_the_fields_in_order(memory: Memory) -> 
 
 
 def test_console_lines_are_for_eyes(memory: Memory) -> None:
-    make(memory, Options(format="console")).message(trace="01J9", reply="250 Ok", size=4096, helo="")
-    assert memory.text == (
-        '2023-11-14T22:13:20.250Z info    message trace=01J9 reply="250 Ok" size=4096 helo=""\n'
-    )
+    make(memory, Options(format="console")).info("message", trace="01J9", reply="250 Ok", size=4096, helo="")
+    assert memory.text == ('2023-11-14T22:13:20.250Z info    message trace=01J9 reply="250 Ok" size=4096 helo=""\n')
 
 
 @pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
@@ -78,11 +77,11 @@ def test_less_important_lines_are_left_out(memory: Memory, level: Level) -> None
     log = make(memory, Options(level=level))
     log.debug("debug")
     log.info("info")
-    log.message("info")
+    log.message("", "01J9", "joe@client.test", ["ann@example.test"], 4096, 0.25)
     log.warning("warning")
     log.error("error")
     order = ["debug", "info", "warning", "error"]
-    assert {line["event"] for line in memory.lines} == set(order[order.index(level) :])
+    assert {line["level"] for line in memory.lines} == set(order[order.index(level) :])
 
 
 def test_connection_lines_are_wanted_only_when_switched_on(memory: Memory) -> None:
@@ -345,3 +344,44 @@ def test_syslog_lines_carry_priority_and_stay_one_line(memory: Memory) -> None:
     assert first.startswith("<19>Nov 14 ")
     assert second.startswith("<22>Nov 14 ")
     assert "smtpd[" in second
+
+
+@pytest.mark.parametrize("format", ["json", "console"])
+@pytest.mark.parametrize("privacy", [False, True])
+@pytest.mark.parametrize("to", ["stdout", "syslog"])
+def test_the_line_of_a_message_is_the_one_that_its_fields_make(
+    format: Literal["json", "console"], privacy: bool, to: str
+) -> None:
+    options = Options(format=format, privacy=privacy, to=to)
+    odd = some.text() | some.sampled_from(["ann@example.test", "", "x" * 2000, "y" * 2001, '"' * 1990, "\u2028\ud800"])
+    seconds = some.floats(0, 1e6)
+    more = some.dictionaries(some.sampled_from(["labels", "decisions", "reply"]), odd | some.lists(odd, max_size=3))
+
+    @given(odd, odd, some.lists(odd, max_size=120), some.integers(0, 1 << 40), seconds, more)
+    @example("01J9", "joe@client.test", ["ann@example.test"], 4096, 0.00012345, {})
+    @example("01J9", "joe@client.test", ["a"] * 100, 4096, 1, {})
+    @example("01J9", "joe@client.test", ["a"] * 101, 4096, 1.0, {"labels": ["junk"]})
+    @example("01J9", "s" * 1999, ["r" * 1999], 0, 0.0, {})
+    @example("01J9", "s" * 2001, ["r" * 2001], 0, 0.0, {})
+    def check(
+        trace: str, sender: str, recipients: list[str], size: int, seconds: float, more: dict[str, object]
+    ) -> None:
+        memory, expected = Memory(), Memory()
+        log = make(memory, options)
+        common = log.bind_client(trace, "smtp", "2001:db8::1", sender) + log.bind(login=trace)
+        log.message(common, trace, sender, recipients, size, seconds, more)
+        make(expected, options).info(
+            "message", session=trace, listener="smtp", ip="2001:db8::1", helo=sender, login=trace,
+            trace=trace, sender=sender, recipients=recipients, size=size, seconds=seconds, **more,
+        )  # fmt: skip
+        assert memory.text == expected.text
+
+    check()
+
+
+def test_lines_of_messages_tell_the_time_they_are_written() -> None:
+    memory, clock = Memory(), ManualClock(1_700_000_000.25)
+    log = Log(Options(), sink=memory, clock=clock)
+    for clock.now in (1_700_000_000.25, 1_700_000_000.999, 1_700_000_061.0):
+        log.message("", "01J9", "joe@client.test", ["ann@example.test"], 4096, 0.25)
+    assert [str(line["time"])[17:] for line in memory.lines] == ["20.250Z", "20.999Z", "21.000Z"]

@@ -170,7 +170,7 @@ def test_every_server_metric_shows_after_its_meter_moved(metrics: Metrics, meter
     meters.command("MAIL", 0.002)
     meters.received(["example.com"], 4096)
     meters.rejected(replies.NO_SUCH_USER.key, "example.com")
-    meters.delivered("accepted", 0.5)
+    meters.deliveries["accepted"](0.5)
     shown = {
         sample.name
         for family in metrics.registry.collect()
@@ -306,3 +306,27 @@ def test_a_million_strangers_cannot_multiply_or_shrink_series(metrics: Metrics) 
     assert families["smtpd_dropped_total"] <= 51
     assert families["smtpd_connections_refused_total"] <= 51
     assert sum(now for key, now in before.items() if "smtpd_connections_total" in str(key)) == 1_000_000
+
+
+@pytest.mark.parametrize("domains", [["example.com", "*.wild.test"], ["*", "example.com"], ["other"], []])
+@pytest.mark.parametrize("domain", ["example.com", "EXAMPLE.com", "a.wild.test", "wild.test", "other", "", "*"])
+def test_one_recipient_counts_like_any_number(domains: list[str], domain: str) -> None:
+    counted = []
+    for count in (lambda meters: meters.received_one(domain, 5000), lambda meters: meters.received([domain], 5000)):
+        metrics = Metrics()
+        meters = Meters(metrics, "smtp", domains, Slots(0))
+        for other in (domain, "example.com", "unknown.test", "other"):
+            meters.received([other], 1)
+        count(meters)
+        counted.append(dict(series(metrics, "smtpd_messages")))
+    assert counted[0] == counted[1]
+
+
+def test_a_verb_nobody_knows_counts_as_other_and_is_not_kept(metrics: Metrics, meters: Meters) -> None:
+    known = len(meters.commands)
+    meters.commands["MAIL"](0.1)
+    meters.commands["XYZZY"](0.1)
+    meters.command("GRUE", 0.1)
+    assert value(metrics, "smtpd_command_duration_seconds_count", command="MAIL") == 1
+    assert value(metrics, "smtpd_command_duration_seconds_count", command="other") == 2
+    assert len(meters.commands) == known
