@@ -101,7 +101,7 @@ class Conversation(Answering):
         try:
             await method(self, argument)
         finally:
-            service.meters.command(verb, perf_counter() - self.clock)
+            service.meters.commands[verb](perf_counter() - self.clock)
 
     async def lhlo(self, argument: bytes) -> None:
         """RFC 2033 §4.1: what LMTP has in the place of EHLO."""

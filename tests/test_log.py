@@ -12,7 +12,8 @@ from manual_clock import ManualClock
 from pydantic import SecretStr
 
 from smtpd import replies
-from smtpd.log import MAX_FOREIGN, Level, Log
+from smtpd.lines import Level
+from smtpd.log import MAX_FOREIGN, Log
 from smtpd.sinks import FLUSH_AFTER
 
 
