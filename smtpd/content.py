@@ -69,7 +69,7 @@ class Content:
         if self._file is None:
             if size <= self._in_memory and self._budget.take(octets):
                 parts = self._parts
-                if octets < _SMALL and parts and len(parts[-1]) < _SMALL:
+                if parts and octets < _SMALL and len(parts[-1]) < _SMALL:
                     parts[-1] += data  # or a message that comes octet by octet would need 40 times its size
                 else:
                     parts.append(data)
@@ -197,11 +197,15 @@ class Receiver:
                 self._fail(replies.BARE_LINE_END)
             else:
                 data = _ANY_LINE_END.sub(b"\r\n", data)
-        self._size += len(data)
+        octets = len(data)
+        self._size += octets
         if self._size > self._max_size and self._max_size:
             self._fail(replies.TOO_BIG(limit=self._max_size))
-        if self._has_long_line(data):
+        line = self._line + octets
+        if line >= self._max_line and _has_long_line(data, self._line, self._max_line):
             self._fail(replies.TEXT_LINE_TOO_LONG(limit=self._max_line))
+        last = data.rfind(b"\n")
+        self._line = octets - last - 1 if last >= 0 else line
         if self.problem is None:
             try:
                 self.content.write(data)
@@ -215,17 +219,12 @@ class Receiver:
             self.problem = reply
             self.found_bare_line_end = reply is replies.BARE_LINE_END
 
-    def _has_long_line(self, data: bytes) -> bool:
-        begun, last = self._line, data.rfind(b"\n")
-        self._line = len(data) - last - 1 if last >= 0 else begun + len(data)
-        return begun + len(data) >= self._max_line and _is_long(data, begun, last, self._max_line)
 
-
-def _is_long(data: bytes, begun: int, last: int, limit: int) -> bool:
-    """Whether a line is longer than `limit` octets; the first has `begun` already, the last LF stands at `last`."""
-    if last < 0:
-        return begun + len(data) >= limit  # the LF belongs to the line, too
-    position = data.find(b"\n")
+def _has_long_line(data: bytes, begun: int, limit: int) -> bool:
+    """Whether a line is longer than `limit` octets, the LF that it has or needs included; the first has `begun`."""
+    position, last = data.find(b"\n"), data.rfind(b"\n")
+    if position < 0:
+        return begun + len(data) >= limit
     if begun + position >= limit:
         return True
     while last - position > limit:

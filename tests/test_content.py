@@ -153,9 +153,7 @@ def test_many_dots_are_the_same_however_they_are_cut(lines: list[bytes], places:
 @example(lines=[b"a" * 70], size=70_000, places=[20_000])
 @example(lines=[*[b"a" * 70] * 300, b".dot"], size=30_000, places=[])
 @example(lines=[*[b"word. " * 9] * 600, b".dot"], size=40_000, places=[])
-def test_long_content_is_the_same_however_many_dots_are_in_it(
-    lines: list[bytes], size: int, places: list[int]
-) -> None:
+def test_long_content_is_the_same_however_many_dots_are_in_it(lines: list[bytes], size: int, places: list[int]) -> None:
     """As long as it takes for every way of looking for dots."""
     wanted = b"".join(line + b"\r\n" for line in lines)
     wanted *= size // len(wanted) + 1
@@ -182,6 +180,8 @@ def test_data_may_start_inside_a_buffer(stream: bytes, mode: BareLineEnds, befor
 @given(chunks=st.lists(octets, max_size=4), mode=modes, places=cuts, behind=octets)
 @example(chunks=[b"a\r", b"\nb"], mode="reject", places=[], behind=b"")
 @example(chunks=[b"\r\n.\r\n", b".\r\n"], mode="reject", places=[2], behind=b"")
+@example(chunks=[b"x" * MAX_LINE], mode="reject", places=[], behind=b"")
+@example(chunks=[b"x" * (MAX_LINE - 1)], mode="reject", places=[3], behind=b"")
 def test_chunks_are_the_same_however_they_are_cut(
     chunks: list[bytes], mode: BareLineEnds, places: list[int], behind: bytes
 ) -> None:
@@ -228,6 +228,42 @@ def test_what_is_far_beyond_the_limit_is_hopeless() -> None:
     assert receiver.hopeless
 
 
+def test_skipped_chunk_far_beyond_the_limit_is_hopeless() -> None:
+    receiver = new(SkippedChunk, "reject")
+    receiver.expect(1 << 22)
+    receiver.feed(b"x" * (1 << 20))
+    assert not receiver.hopeless
+    receiver.feed(b"x" * (MAX_SIZE * 4 + 1))
+    assert receiver.hopeless
+
+
+def test_nothing_is_hopeless_without_a_limit() -> None:
+    receiver = DataReceiver(Content(ContentBudget(0), in_memory=10), max_size=0, max_line=10, bare="reject")
+    for _ in range(3):
+        receiver.feed(b"x" * (1 << 20))
+    assert receiver.problem is not None
+    assert not receiver.hopeless
+
+
+def test_each_octet_counts_once() -> None:
+    receiver = new(ChunkReceiver, "reject")
+    receiver.expect(5)
+    for piece in (b"a\r", b"\nb\r"):
+        receiver.feed(piece)
+    assert receiver.octets == 5
+
+
+def test_lone_line_end_is_known_at_once_whatever_was_wrong_before() -> None:
+    receiver = new(DataReceiver, "reject")
+    receiver.feed(b"x" * (MAX_SIZE + 1))
+    assert receiver.problem is not None
+    assert not receiver.found_bare_line_end
+    receiver.feed(b"a\nb")
+    assert receiver.found_bare_line_end
+    receiver.feed(b"x" * 100)
+    assert receiver.problem is replies.BARE_LINE_END
+
+
 def test_nothing_is_kept_of_what_is_refused() -> None:
     budget = ContentBudget(0)
     content = Content(budget, in_memory=1 << 20)
@@ -254,6 +290,16 @@ def test_content_spills_to_a_file_and_reads_back(budget: ContentBudget, tmp_path
     content.close()
     content.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_memory_is_given_back_when_the_spool_fails(tmp_path: Path) -> None:
+    budget = ContentBudget(0)
+    content = Content(budget, in_memory=10, spool=str(tmp_path / "gone"))
+    content.write(b"12345")
+    with pytest.raises(OSError, match="gone"):
+        content.write(b"678901")
+    content.close()
+    assert budget.used == 0
 
 
 def test_content_of_exactly_the_threshold_stays_in_memory() -> None:
