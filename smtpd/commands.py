@@ -93,18 +93,27 @@ def limit_for(line: bytes) -> int:
     return _LIMITS.get(line[:4].upper(), MAX_LINE)
 
 
-def split(line: bytes) -> tuple[str, bytes]:
-    """Part a line into its verb in upper case and its argument without surrounding spaces.
+class _Parted(dict[bytes, tuple[str, bytes]]):
+    """Lines of late and their parts; to look one up takes no function of ours."""
 
-    Trailing spaces and tabs go (RFC 5321 §4.1.1 tolerates white space before the CRLF). Octets beyond
-    printable ASCII are refused, save UTF-8 in the argument of MAIL, RCPT and VRFY.
-    """
-    # A password is nothing to remember.
-    return _split(line) if line[:1] not in b"Aa" else _split.__wrapped__(line)
+    def __missing__(self, line: bytes) -> tuple[str, bytes]:
+        parts = _part(line)
+        if line[:1] not in b"Aa":  # a password is nothing to remember
+            if len(self) >= REMEMBERED:
+                self.clear()
+            self[line] = parts
+        return parts
 
 
-@lru_cache(maxsize=REMEMBERED)
-def _split(line: bytes) -> tuple[str, bytes]:
+split = _Parted().__getitem__
+"""Part a line into its verb in upper case and its argument without surrounding spaces.
+
+Trailing spaces and tabs go (RFC 5321 §4.1.1 tolerates white space before the CRLF). Octets beyond
+printable ASCII are refused, save UTF-8 in the argument of MAIL, RCPT and VRFY.
+"""
+
+
+def _part(line: bytes) -> tuple[str, bytes]:
     line = line.rstrip(b" \t")
     verb, _, argument = line.partition(b" ")
     verb = verb.upper()

@@ -25,6 +25,7 @@ _END = b"\r\n.\r\n"  # RFC 5321 §4.1.1.4: only this ends the data
 _GOOD_LINE_ENDS = (None, "\r\n")
 _DOT_LINE = b"\r\n."
 _FEW_DOTS = 64
+_MANY_OCTETS = 1 << 14  # from here on it pays to hop from dot to dot first
 _DOTS_APART = 512  # octets; with more dots it is faster to look for the whole of _DOT_LINE
 _ANY_LINE_END = re.compile(rb"\r\n|\r|\n")
 
@@ -51,30 +52,32 @@ class Budget(Protocol):
 class Content:
     """The octets of one message, in memory until they are too many, then in an unlinked temporary file."""
 
-    __slots__ = ("_budget", "_file", "_in_memory", "_parts", "_spool", "_taken", "size")
+    __slots__ = ("_budget", "_file", "_in_memory", "_parts", "_spool", "size")
 
-    def __init__(self, budget: Budget, *, in_memory: int, spool: str | None = None) -> None:
+    def __init__(self, budget: Budget, in_memory: int, spool: str | None = None) -> None:
         self.size = 0
         self._budget = budget
         self._in_memory = in_memory
         self._spool = spool
         self._parts: list[bytes] = []
-        self._taken = 0
         self._file: IO[bytes] | None = None
 
     def write(self, data: bytes) -> None:
         """Append octets; OSError when the spool cannot take them."""
-        self.size += len(data)
+        octets = len(data)
+        size = self.size + octets
         if self._file is None:
-            if self.size <= self._in_memory and self._budget.take(len(data)):
-                self._taken += len(data)
-                if len(data) < _SMALL and self._parts and len(self._parts[-1]) < _SMALL:
-                    self._parts[-1] += data  # or a message that comes octet by octet would need 40 times its size
+            if size <= self._in_memory and self._budget.take(octets):
+                parts = self._parts
+                if parts and octets < _SMALL and len(parts[-1]) < _SMALL:
+                    parts[-1] += data  # or a message that comes octet by octet would need 40 times its size
                 else:
-                    self._parts.append(data)
+                    parts.append(data)
+                self.size = size
                 return
             self._spill()
         self._append(data)
+        self.size = size
 
     @property
     def spilled(self) -> bool:
@@ -93,10 +96,11 @@ class Content:
 
     def head(self) -> bytes:
         """The header section with the empty line that ends it; at most 1 MiB, all of it when there is no body."""
-        if len(self._parts) == 1:
-            end = self._parts[0].find(b"\r\n\r\n")
-            if 0 <= end < MAX_HEAD and not self._parts[0].startswith(b"\r\n"):
-                return self._parts[0][: end + 4]
+        if self._parts:
+            part = self._parts[0]
+            end = part.find(b"\r\n\r\n", 0, MAX_HEAD)
+            if end >= 0 and not part.startswith(b"\r\n"):
+                return part[: end + 4]
         head = bytearray()
         for piece in self.chunks():
             start = max(0, len(head) - 3)
@@ -112,9 +116,9 @@ class Content:
 
     def close(self) -> None:
         """Give memory and file back; may be called twice."""
-        self._budget.give(self._taken)
-        self._taken = 0
-        self._parts = []
+        if self._parts:
+            self._budget.give(self.size)
+            self._parts = []
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -122,8 +126,7 @@ class Content:
     def _spill(self) -> None:
         self._file = tempfile.TemporaryFile(buffering=0, dir=self._spool, prefix="smtpd-")  # noqa: SIM115 - lives as long as we do
         parts, self._parts = self._parts, []
-        self._budget.give(self._taken)
-        self._taken = 0
+        self._budget.give(self.size)
         for part in parts:
             self._append(part)
 
@@ -141,34 +144,27 @@ class Receiver:
     """
 
     __slots__ = (
-        "_bare", "_held", "_line", "_line_ends", "_max_line", "_max_size", "_size",
-        "complete", "content", "octets", "problem",
+        "_bare", "_held", "_line", "_max_line", "_max_size", "_size",
+        "complete", "content", "found_bare_line_end", "hopeless", "octets", "problem",
     )  # fmt: skip
 
-    def __init__(self, content: Content, *, max_size: int, max_line: int, bare: BareLineEnds) -> None:
+    def __init__(self, content: Content, max_size: int, max_line: int, bare: BareLineEnds) -> None:
         self.content = content
         self.problem: Reply | None = None
         self.octets = 0
         """Octets seen so far, stored or not."""
         self.complete = False
         """Whether the end was found."""
+        self.found_bare_line_end = False
+        """A lone CR or LF on a listener that rejects them (RFC 5321 §2.3.8)."""
+        self.hopeless = False
+        """So far beyond the size limit that reading on makes no sense."""
         self._max_size = max_size  # 0: no limit
         self._max_line = max_line
         self._bare = bare
         self._held = b""
         self._line = 0
-        self._line_ends = IncrementalNewlineDecoder(None, translate=False)  # the fastest eye for kinds of line ends
         self._size = 0
-
-    @property
-    def found_bare_line_end(self) -> bool:
-        """A lone CR or LF on a listener that rejects them (RFC 5321 §2.3.8)."""
-        return self.problem is replies.BARE_LINE_END
-
-    @property
-    def hopeless(self) -> bool:
-        """So far beyond the size limit that reading on makes no sense."""
-        return bool(self._max_size) and self.octets > self._max_size * MAX_DRAIN + (1 << 20)
 
     def feed(self, data: bytes, start: int = 0) -> int:
         """Take octets from `start` on; the index behind the end of content, or -1 when there is more to come."""
@@ -183,24 +179,33 @@ class Receiver:
 
     def _store(self, data: bytes) -> None:
         self.octets += len(data)
-        if data and data[-1] == 13:  # its LF may be in the next piece
+        if self._held:
+            data, self._held = self._held + data, b""
+        if data.endswith(b"\r"):  # its LF may be in the next piece
             data, self._held = data[:-1], b"\r"
         if data:
             self._keep(data)
+        if self.problem is not None and self._max_size:  # what is too big has one
+            self.hopeless = self.octets > self._max_size * MAX_DRAIN + (1 << 20)
 
     def _keep(self, data: bytes) -> None:
         """Judge and store; the heaviest problem wins, so the result does not depend on how octets are cut."""
-        self._line_ends.decode(data.decode("latin-1"), True)
-        if self._line_ends.newlines not in _GOOD_LINE_ENDS:
+        line_ends = IncrementalNewlineDecoder(None, False)  # the fastest eye for kinds of line ends
+        line_ends.decode(data.decode("latin-1"), True)
+        if line_ends.newlines not in _GOOD_LINE_ENDS:
             if self._bare == "reject":
                 self._fail(replies.BARE_LINE_END)
             else:
                 data = _ANY_LINE_END.sub(b"\r\n", data)
-        self._size += len(data)
-        if self._max_size and self._size > self._max_size:
+        octets = len(data)
+        self._size += octets
+        if self._size > self._max_size and self._max_size:
             self._fail(replies.TOO_BIG(limit=self._max_size))
-        if self._has_long_line(data):
+        line = self._line + octets
+        if line >= self._max_line and _has_long_line(data, self._line, self._max_line):
             self._fail(replies.TEXT_LINE_TOO_LONG(limit=self._max_line))
+        last = data.rfind(b"\n")
+        self._line = octets - last - 1 if last >= 0 else line
         if self.problem is None:
             try:
                 self.content.write(data)
@@ -212,71 +217,77 @@ class Receiver:
             self.content.close()
         if self.problem is None or _WEIGHT[reply.key] > _WEIGHT[self.problem.key]:
             self.problem = reply
+            self.found_bare_line_end = reply is replies.BARE_LINE_END
 
-    def _has_long_line(self, data: bytes) -> bool:
-        limit = self._max_line - 1  # the LF belongs to the line, too
-        position = data.find(b"\n")
+
+def _has_long_line(data: bytes, begun: int, limit: int) -> bool:
+    """Whether a line is longer than `limit` octets, the LF that it has or needs included; the first has `begun`."""
+    position, last = data.find(b"\n"), data.rfind(b"\n")
+    if position < 0:
+        return begun + len(data) >= limit
+    if begun + position >= limit:
+        return True
+    while last - position > limit:
+        position = data.rfind(b"\n", position + 1, position + limit + 1)
         if position < 0:
-            self._line += len(data)
-            return self._line > limit
-        if self._line + position > limit:
             return True
-        last = data.rfind(b"\n")
-        while last - position > limit + 1:
-            position = data.rfind(b"\n", position + 1, position + limit + 2)
-            if position < 0:
-                return True
-        self._line = len(data) - last - 1
-        return self._line > limit
+    return len(data) - last > limit
 
 
 class DataReceiver(Receiver):
     """Octets behind DATA: ends at CRLF.CRLF and at nothing else, one leading dot goes (RFC 5321 §4.5.2)."""
 
-    __slots__ = ("_first", "_tail")
+    __slots__ = ("_is_virtual", "_tail")
 
-    def __init__(self, content: Content, *, max_size: int, max_line: int, bare: BareLineEnds) -> None:
-        super().__init__(content, max_size=max_size, max_line=max_line, bare=bare)
-        self._tail = b"\r\n"  # the CRLF of the DATA line: a message may begin with the final dot
-        self._first = True
+    def __init__(self, content: Content, max_size: int, max_line: int, bare: BareLineEnds) -> None:
+        super().__init__(content, max_size, max_line, bare)
+        self._tail: bytes | None = None
+        """What may be the beginning of the end; None: nothing came yet."""
+        self._is_virtual = False
+        """The tail begins with the CRLF of the DATA line: a message may begin with the final dot."""
 
     def feed(self, data: bytes, start: int = 0) -> int:
         """See Receiver."""
-        if self._tail == b"\r\n" and self._first and not data.startswith(b".", start):
-            self._first, self._tail = False, b""  # only a dot has to know what stands before it
         tail = self._tail
-        shift = start - len(tail)
-        data = tail + (data[start:] if start else data)
+        if tail is None:
+            self._is_virtual = data.startswith(b".", start)  # only a dot has to know what stands before it
+            tail = b"\r\n" if self._is_virtual else b""
+        if tail or start:
+            data = tail + data[start:]
         decoded, end = _unstuff(data)
-        if end >= 0:
-            self._take(decoded)
-            self.complete = True
-            return end + shift
-        keep = _partial_end(data)
-        self._tail = data[len(data) - keep :] if keep else b""
-        if keep:
-            decoded = decoded[: len(decoded) - keep + (keep >= 3)]  # from three octets on the dot has gone already
-        self._take(decoded)
-        return -1
-
-    def _take(self, data: bytes) -> None:
-        if self._held:
-            data, self._held = self._held + data, b""
-        if self._first and data:
-            self._first = False
-            data = data[2:]
-        self._store(data)
+        if end < 0:
+            keep = _partial_end(data)
+            self._tail = data[len(data) - keep :]
+            if keep:
+                decoded = decoded[: len(decoded) - keep + (keep >= 3)]  # from three octets on the dot has gone already
+        if self._is_virtual and decoded:
+            self._is_virtual = False
+            decoded = decoded[2:]
+        self._store(decoded)
+        if end < 0:
+            return -1
+        self.complete = True
+        return start - len(tail) + end
 
 
 def _unstuff(data: bytes) -> tuple[bytes, int]:
-    """Content without the first dot of its lines, and the index behind the end of data or -1.
+    """Content without the first dot of its lines, and the index behind the end of data or -1."""
+    position = _first_dot_line(data)
+    if position < 0:
+        return data, -1
+    if data.startswith(_END, position):
+        return data[: position + 2], position + len(_END)
+    return _unstuff_lines(data, position)
+
+
+def _unstuff_lines(data: bytes, position: int) -> tuple[bytes, int]:
+    """The same, where the first of several lines with a dot is known.
 
     One search for both; `replace` takes over where lines with dots are many.
     """
     parts: list[bytes] = []
     start = 0
-    find = _find_among_few if data.count(b".") * _DOTS_APART < len(data) else _find
-    while (position := find(data, start)) >= 0:
+    while position >= 0:
         parts.append(data[start : position + 2])
         start = position + 3
         if data.startswith(b"\r\n", start):
@@ -285,25 +296,27 @@ def _unstuff(data: bytes) -> tuple[bytes, int]:
             end = data.find(_END, start)
             parts.append(data[start : end + 2 if end >= 0 else None].replace(_DOT_LINE, b"\r\n"))
             return b"".join(parts), end + len(_END) if end >= 0 else -1
-    if not parts:
-        return data, -1
+        position = data.find(_DOT_LINE, start)
     parts.append(data[start:])
     return b"".join(parts), -1
 
 
-def _find(data: bytes, start: int) -> int:
-    """The next line that begins with a dot: the index of the CRLF before it."""
+def _first_dot_line(data: bytes) -> int:
+    """The index of the CRLF before the first line that begins with a dot, or -1."""
+    dot = 1
+    if len(data) >= _MANY_OCTETS:  # hardly any dots, as in an encoded attachment: hopping is ten times as fast
+        for _ in range(len(data) // _DOTS_APART):
+            dot = data.find(b".", dot + 1)
+            if dot < 0:
+                return -1
+            if data.startswith(_DOT_LINE, dot - 2):
+                return dot - 2
+    # Mostly there is none, or one that ends the data; backwards that is found out in half the time.
+    start = dot - 1
+    last = data.rfind(_DOT_LINE, start)
+    if last < 0 or data.rfind(_DOT_LINE, start, last) < 0:
+        return last
     return data.find(_DOT_LINE, start)
-
-
-def _find_among_few(data: bytes, start: int) -> int:
-    """The same, a dot at a time: where there are hardly any, as in an encoded attachment, this is ten times as fast."""
-    start += 2
-    while (dot := data.find(b".", start)) >= 0:
-        if data.startswith(b"\r\n", dot - 2):
-            return dot - 2
-        start = dot + 1
-    return -1
 
 
 class ChunkReceiver(Receiver):
@@ -311,8 +324,8 @@ class ChunkReceiver(Receiver):
 
     __slots__ = ("_due",)
 
-    def __init__(self, content: Content, *, max_size: int, max_line: int, bare: BareLineEnds) -> None:
-        super().__init__(content, max_size=max_size, max_line=max_line, bare=bare)
+    def __init__(self, content: Content, max_size: int, max_line: int, bare: BareLineEnds) -> None:
+        super().__init__(content, max_size, max_line, bare)
         self._due = 0
 
     def expect(self, octets: int) -> None:
@@ -328,8 +341,7 @@ class ChunkReceiver(Receiver):
         self._due -= end - start
         piece = data if not start and end == len(data) else data[start:end]
         if piece:
-            held, self._held = self._held, b""
-            self._store(held + piece if held else piece)
+            self._store(piece)
         self.complete = not self._due
         return -1 if self._due else end
 
@@ -344,6 +356,8 @@ class SkippedChunk(ChunkReceiver):
 
 
 def _partial_end(data: bytes) -> int:
+    if data[-1:] not in b"\r\n.":
+        return 0
     for length in (4, 3, 2, 1):
         if data.endswith(_END[:length]):
             return length

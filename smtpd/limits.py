@@ -78,9 +78,10 @@ class ContentBudget:
 
     def take(self, octets: int) -> bool:
         """Reserve `octets` bytes; False when that much is not left, then nothing is reserved."""
-        if self.limit and self.used + octets > self.limit:
+        used = self.used + octets
+        if used > self.limit and self.limit:
             return False
-        self.used += octets
+        self.used = used
         return True
 
     def give(self, octets: int) -> None:

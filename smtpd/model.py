@@ -28,7 +28,6 @@ _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 _UNFOLDED_LINE_END = re.compile(rb"\r\n(?![ \t])")  # RFC 5322 §2.2.3
 _FIELD_NAME = re.compile(rb"([!-9;-~]++)[ \t]*+:")  # RFC 5322 §3.6.8; blanks before the colon: §4.5
-_counter = itertools.count(int.from_bytes(os.urandom(4)))
 
 
 def plain_ip(ip: IPAddress) -> IPAddress:
@@ -39,14 +38,33 @@ def plain_ip(ip: IPAddress) -> IPAddress:
 
 def new_id() -> str:
     """Make a trace id: 16 characters of Crockford's base 32, the first 10 are the time, so ids sort by age."""
-    moment = int(time.time() * 1000)
-    serial = next(_counter)
+    moment, beginning = _latest
+    now = time.time_ns() // 1_000_000
+    return (beginning if now == moment else _beginning(now)) + next(_endings)
+
+
+def _beginning(moment: int) -> str:
+    """Write a time down, and remember it: whoever is busy makes many ids in a millisecond."""
+    global _latest
     pairs = _PAIRS
-    return (
+    beginning = (
         f"{pairs[moment >> 40 & 1023]}{pairs[moment >> 30 & 1023]}{pairs[moment >> 20 & 1023]}"
         f"{pairs[moment >> 10 & 1023]}{pairs[moment & 1023]}"
-        f"{pairs[serial >> 20 & 1023]}{pairs[serial >> 10 & 1023]}{pairs[serial & 1023]}"
     )
+    _latest = moment, beginning  # one tuple, so no thread sees half of it
+    return beginning
+
+
+def _count_for_ever() -> Iterator[str]:
+    """All of six characters in turn, from anywhere on, again and again; all in C, so threads may share it."""
+    starts = [int.from_bytes(os.urandom(2)) % len(_PAIRS) for _ in range(3)]
+    places = [_PAIRS[start:] + _PAIRS[:start] for start in starts]
+    rounds = itertools.starmap(itertools.product, itertools.repeat(places))
+    return map("".join, itertools.chain.from_iterable(rounds))
+
+
+_latest = 0, ""  # milliseconds, and the beginning of all ids of that time
+_endings = _count_for_ever()
 
 
 class Facts:
@@ -189,40 +207,38 @@ class Transaction:
     """AUTH= (RFC 4954 §5), decoded; "" stands for <>."""
     recipients: list[Recipient] = field(default_factory=list)
     facts: Facts = field(default_factory=Facts)
+    started: float = 0.0
     labels: frozenset[str] = frozenset()
     held: list[Held] | None = None
     """Like the session's, and the two below."""
     pending: list[Lookup] | None = None
     trace: list[Decision] | None = None
-    started: float = 0.0
 
     @classmethod
     def begin(cls, command: MailCommand, session: Session) -> Transaction:
         """Open a transaction as MAIL asks for it."""
-        may_name_author = session.login is not None or session.trusted  # RFC 4954 §5
+        auth = command.auth
+        if auth and session.login is None and not session.trusted:
+            auth = ""  # RFC 4954 §5: who may not name the author names nobody
+        # By position, as each message comes by here: names would take twice as long.
         return cls(
-            id=new_id(),
-            session=session,
-            sender=command.sender,
-            size=command.size,
-            body=command.body,
-            smtputf8=command.smtputf8,
-            prdr=command.prdr,
-            auth=command.auth if may_name_author or command.auth is None else "",
-            facts=Facts(session.facts),
-            started=perf_counter(),
-        )
+            new_id(), session, command.sender, command.size, command.body, command.smtputf8, command.prdr, auth,
+            [], Facts(session.facts), perf_counter(),
+        )  # fmt: skip
 
     @property
     def all_labels(self) -> frozenset[str]:
         """Labels of the message and of its session."""
-        return self.labels | self.session.labels
+        of_session = self.session.labels
+        return self.labels | of_session if of_session else self.labels
 
     @property
     def shared_labels(self) -> frozenset[str]:
         """Labels that hold for every recipient, so they may stand in the message."""
-        of_recipients = [recipient.labels for recipient in self.recipients]
-        return self.all_labels.union(frozenset.intersection(*of_recipients) if of_recipients else ())
+        recipients = self.recipients
+        if not recipients or not recipients[0].labels:  # most have none
+            return self.all_labels
+        return self.all_labels.union(frozenset.intersection(*(recipient.labels for recipient in recipients)))
 
     def labels_for(self, recipient: Recipient) -> frozenset[str]:
         """Labels that hold for one recipient."""

@@ -77,7 +77,9 @@ class Router:
         """The recipient with its agent, or the refusal: 550 5.1.1 (denied) or 550 5.7.1 (not ours)."""
         local = address.local
         agent = self._domains.get(address.domain)
-        if agent is None or self._mapped or len(local) == _POSTMASTER_LENGTH or _SOURCE_ROUTE.search(local):
+        if agent is None or self._mapped or len(local) == _POSTMASTER_LENGTH:
+            return self._route_slowly(address, authenticated)
+        if "%" in local or "!" in local or "@" in local:  # it may be a source route
             return self._route_slowly(address, authenticated)
         return Recipient(address, agent)
 

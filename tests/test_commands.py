@@ -365,3 +365,21 @@ def test_every_parser_of_the_module_is_in_the_property_test() -> None:
     assert tested - {"parse_path"} == {
         "split", "limit_for", "no_argument", "parse_helo", "parse_mail", "parse_rcpt", "parse_bdat", "parse_auth"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("line", [b"AUTH PLAIN AGEAYg==", b"auth plain AGEAYg=="])
+def test_password_is_not_remembered(line: bytes) -> None:
+    remembered: object = getattr(split, "__self__", None)
+    assert isinstance(remembered, dict)
+    assert split(line) == ("AUTH", line[5:])
+    split(b"NOOP kept")
+    assert line not in remembered
+    assert b"NOOP kept" in remembered
+
+
+def test_lines_that_are_remembered_are_bounded() -> None:
+    remembered: object = getattr(split, "__self__", None)
+    assert isinstance(remembered, dict)
+    for number in range(2 * commands.REMEMBERED):
+        assert split(b"NOOP %d" % number) == ("NOOP", b"%d" % number)
+    assert len(remembered) <= commands.REMEMBERED

@@ -1,5 +1,6 @@
 """Content as it is received, beside a slow implementation that anybody can check by reading it."""
 
+import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -102,11 +103,15 @@ def test_many_dots_are_taken_away_like_few(stream: bytes, mode: BareLineEnds, pl
         compare_data(stream, mode, places)
 
 
-@given(stream=octets, mode=modes, places=cuts)
-@example(stream=b"a.b\r\n..\r\n.c", mode="reject", places=[])
-def test_dots_looked_for_one_at_a_time_are_the_same(stream: bytes, mode: BareLineEnds, places: list[int]) -> None:
+@given(stream=octets, mode=modes, places=cuts, apart=st.integers(1, 20))
+@example(stream=b"a.b\r\n..\r\n.c", mode="reject", places=[], apart=1)
+@example(stream=b"a.b\r\n..\r\n.c", mode="reject", places=[], apart=15)
+def test_dots_looked_for_one_at_a_time_are_the_same(
+    stream: bytes, mode: BareLineEnds, places: list[int], apart: int
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(content, "_DOTS_APART", 0)
+        patch.setattr(content, "_MANY_OCTETS", 0)
+        patch.setattr(content, "_DOTS_APART", apart)
         compare_data(stream, mode, places)
 
 
@@ -139,7 +144,31 @@ def test_many_dots_are_the_same_however_they_are_cut(lines: list[bytes], places:
     assert result(receiver) == wanted
 
 
+@given(
+    lines=st.lists(st.sampled_from([b"a" * 70, b"word. " * 9, b".dot", b""]), min_size=1, max_size=8),
+    size=st.integers(10_000, 70_000),
+    places=st.lists(st.integers(0, 70_000), max_size=3),
+)
+@example(lines=[b"a" * 70], size=70_000, places=[])
+@example(lines=[b"a" * 70], size=70_000, places=[20_000])
+@example(lines=[*[b"a" * 70] * 300, b".dot"], size=30_000, places=[])
+@example(lines=[*[b"word. " * 9] * 600, b".dot"], size=40_000, places=[])
+def test_long_content_is_the_same_however_many_dots_are_in_it(lines: list[bytes], size: int, places: list[int]) -> None:
+    """As long as it takes for every way of looking for dots."""
+    wanted = b"".join(line + b"\r\n" for line in lines)
+    wanted *= size // len(wanted) + 1
+    receiver = DataReceiver(Content(ContentBudget(0), in_memory=1 << 20), max_size=0, max_line=100, bare="reject")
+    stuffed = re.sub(rb"(?m)^\.", b"..", wanted)
+    *pieces, last = cut(stuffed + b".\r\nMAIL", [place for place in places if place < len(stuffed)])
+    assert all(receiver.feed(piece) < 0 for piece in pieces)
+    assert receiver.feed(last) == len(last) - len(b"MAIL")
+    assert result(receiver) == wanted
+
+
 @given(stream=octets, mode=modes, before=st.binary(max_size=5))
+@example(stream=b"..x", mode="reject", before=b"ab")
+@example(stream=b".x", mode="reject", before=b"\r\n")
+@example(stream=b"x", mode="reject", before=b"\r\n.\r\n")
 def test_data_may_start_inside_a_buffer(stream: bytes, mode: BareLineEnds, before: bytes) -> None:
     stream += b"\r\n.\r\n"
     end, wanted = expected_data(stream, mode)
@@ -151,6 +180,8 @@ def test_data_may_start_inside_a_buffer(stream: bytes, mode: BareLineEnds, befor
 @given(chunks=st.lists(octets, max_size=4), mode=modes, places=cuts, behind=octets)
 @example(chunks=[b"a\r", b"\nb"], mode="reject", places=[], behind=b"")
 @example(chunks=[b"\r\n.\r\n", b".\r\n"], mode="reject", places=[2], behind=b"")
+@example(chunks=[b"x" * MAX_LINE], mode="reject", places=[], behind=b"")
+@example(chunks=[b"x" * (MAX_LINE - 1)], mode="reject", places=[3], behind=b"")
 def test_chunks_are_the_same_however_they_are_cut(
     chunks: list[bytes], mode: BareLineEnds, places: list[int], behind: bytes
 ) -> None:
@@ -197,6 +228,42 @@ def test_what_is_far_beyond_the_limit_is_hopeless() -> None:
     assert receiver.hopeless
 
 
+def test_skipped_chunk_far_beyond_the_limit_is_hopeless() -> None:
+    receiver = new(SkippedChunk, "reject")
+    receiver.expect(1 << 22)
+    receiver.feed(b"x" * (1 << 20))
+    assert not receiver.hopeless
+    receiver.feed(b"x" * (MAX_SIZE * 4 + 1))
+    assert receiver.hopeless
+
+
+def test_nothing_is_hopeless_without_a_limit() -> None:
+    receiver = DataReceiver(Content(ContentBudget(0), in_memory=10), max_size=0, max_line=10, bare="reject")
+    for _ in range(3):
+        receiver.feed(b"x" * (1 << 20))
+    assert receiver.problem is not None
+    assert not receiver.hopeless
+
+
+def test_each_octet_counts_once() -> None:
+    receiver = new(ChunkReceiver, "reject")
+    receiver.expect(5)
+    for piece in (b"a\r", b"\nb\r"):
+        receiver.feed(piece)
+    assert receiver.octets == 5
+
+
+def test_lone_line_end_is_known_at_once_whatever_was_wrong_before() -> None:
+    receiver = new(DataReceiver, "reject")
+    receiver.feed(b"x" * (MAX_SIZE + 1))
+    assert receiver.problem is not None
+    assert not receiver.found_bare_line_end
+    receiver.feed(b"a\nb")
+    assert receiver.found_bare_line_end
+    receiver.feed(b"x" * 100)
+    assert receiver.problem is replies.BARE_LINE_END
+
+
 def test_nothing_is_kept_of_what_is_refused() -> None:
     budget = ContentBudget(0)
     content = Content(budget, in_memory=1 << 20)
@@ -225,6 +292,16 @@ def test_content_spills_to_a_file_and_reads_back(budget: ContentBudget, tmp_path
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_memory_is_given_back_when_the_spool_fails(tmp_path: Path) -> None:
+    budget = ContentBudget(0)
+    content = Content(budget, in_memory=10, spool=str(tmp_path / "gone"))
+    content.write(b"12345")
+    with pytest.raises(OSError, match="gone"):
+        content.write(b"678901")
+    content.close()
+    assert budget.used == 0
+
+
 def test_content_of_exactly_the_threshold_stays_in_memory() -> None:
     budget = ContentBudget(0)
     content = Content(budget, in_memory=10)
@@ -250,7 +327,11 @@ def test_a_full_spool_is_no_bug_but_no_space(tmp_path: Path) -> None:
         (b"a: b\r\nc: d\r\n", b"a: b\r\nc: d\r\n"),
         (b"", b""),
         (b"x" * (MAX_HEAD + 10), b"x" * MAX_HEAD),
+        (b"a: b\r\n\r\n" + b"x" * 600_000, b"a: b\r\n\r\n"),
+        (b"x" * 300_000 + b"\r\n\r\n" + b"x" * 600_000, b"x" * 300_000 + b"\r\n\r\n"),
+        (b"\r\n" + b"x" * 300_000 + b"\r\n\r\n", b"\r\n"),
     ],
+    ids=itertools.count(),
 )
 @pytest.mark.parametrize("piece", [1 << 22, 3])
 def test_the_head_ends_with_the_first_empty_line(text: bytes, head: bytes, piece: int) -> None:
