@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from smtpd import replies
 from smtpd.model import Message, Recipient, Transaction
@@ -40,12 +40,15 @@ class DeliveryAgent:
     asks: bool = False
     """Whether it has something to say at RCPT: true when `verify` or `open` is overridden; an agent whose
     options make `verify` pointless may set it to False in its `__init__`."""
+    opens: bool = False
+    """Whether it has a kind of delivery of its own: true when `open` is overridden."""
     remembered: RememberedAnswers | None = None
     """What `verify` said before, when the options allow to remember it."""
 
     def __init_subclass__(cls, **keywords: object) -> None:
         super().__init_subclass__(**keywords)
-        cls.asks = cls.verify is not DeliveryAgent.verify or cls.open is not DeliveryAgent.open
+        cls.opens = cls.open is not DeliveryAgent.open
+        cls.asks = cls.opens or cls.verify is not DeliveryAgent.verify
 
     def __init__(self, name: str, options: AgentOptions, services: Services) -> None:
         self.name = name
@@ -140,14 +143,18 @@ class Deliveries:
         except BaseException as exception:
             return self._failed(recipient.agent, exception)
 
-    async def deliver(self, message: Message) -> dict[Recipient, Reply]:
+    def deliver(self, message: Message) -> Coroutine[Any, Any, dict[Recipient, Reply]]:
         """Hand the message to every agent at once; every recipient of the transaction has an answer."""
         recipients = self._mail.recipients
+        if recipients and self._opened is None:
+            name = recipients[0].agent
+            if len(recipients) == 1 or all(recipient.agent == name for recipient in recipients):
+                # The transaction holds this agent's recipients and no others: no view needed.
+                return self._hand_over(name, None, self._mail, message)
+        return self._hand_over_shares(message)
+
+    async def _hand_over_shares(self, message: Message) -> dict[Recipient, Reply]:
         opened, self._opened = self._opened, None
-        name = recipients[0].agent if recipients else ""
-        if opened is None and (len(recipients) == 1 or all(recipient.agent == name for recipient in recipients)):
-            # The transaction holds this agent's recipients and no others: no view needed.
-            return await self._hand_over(name, None, self._mail, message) if recipients else {}
         shares = self._share(opened or {})
         for unused in (opened or {}).keys() - shares.keys():
             await self._abandon(unused, (opened or {})[unused][0])
@@ -167,7 +174,7 @@ class Deliveries:
         if remembered is not None:
             found, reply = remembered.get(address)
             # A server behind `open` has to hear of every recipient, so only its refusals are final here.
-            if found and (reply is not None or type(agent).open is DeliveryAgent.open):
+            if found and (reply is not None or not agent.opens):
                 return reply
         if self._opened is None:
             self._opened = {}
@@ -202,8 +209,10 @@ class Deliveries:
         outcome: object
         try:
             if delivery is None:
-                delivery = self._agents[name].open(mail)
-            outcome = await delivery.deliver(message)
+                agent = self._agents[name]
+                outcome = await (agent.open(mail).deliver(message) if agent.opens else agent.deliver(mail, message))
+            else:
+                outcome = await delivery.deliver(message)
         except asyncio.CancelledError as exception:
             outcome = self._cancelled(name, exception)
         except (GeneratorExit, KeyboardInterrupt):
@@ -299,14 +308,15 @@ class RememberedAnswers:
 # reply is 250: there is nothing left to try again for the transaction as a whole.
 def combine(outcomes: Mapping[Recipient, Reply], *, prdr: bool) -> Reply:
     """Make one reply of the recipients' replies."""
+    if len(outcomes) == 1:
+        (reply,) = outcomes.values()
+        return reply
     answers = list(outcomes.values())
-    if len(answers) == 1:
-        return answers[0]
     taken = [reply for reply in answers if reply.is_positive]
-    deferred = [reply for reply in answers if reply.is_temporary]
-    refused = [reply for reply in answers if reply.is_permanent]
     if taken and (prdr or len(taken) == len(answers)):
         return taken[0]
+    deferred = [reply for reply in answers if reply.is_temporary]
+    refused = [reply for reply in answers if reply.is_permanent]
     if len(deferred) == len(answers) or len(refused) == len(answers):
         return answers[0] if answers else replies.OUR_FAULT
     if deferred:
@@ -318,7 +328,7 @@ def combine(outcomes: Mapping[Recipient, Reply], *, prdr: bool) -> Reply:
 
 
 def _is_final(reply: Reply) -> bool:
-    return 200 <= reply.code < 300 or 400 <= reply.code < 600
+    return reply.code // 100 in (2, 4, 5)
 
 
 def _renew(view: Transaction, mail: Transaction) -> None:

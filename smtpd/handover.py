@@ -31,32 +31,37 @@ if TYPE_CHECKING:
 Answers = dict[Recipient, Reply]
 
 _NO_OBJECTION = Judgement()
+_BLANK_FIRST = (b"\n ", b"\n\t")  # with a line end put before the header section
 BIG = 1 << 18  # octets of content; the digest of a megabyte takes 2 ms
 SMALL = 1 << 16  # octets of content that are kept until the client has read our reply; of more, the digest is
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that takes a message twice as long to make
 class Outcome:
     """How a message fared: one reply for the whole, and each recipient's when it was not refused as a whole."""
 
     reply: Reply
     each: Mapping[Recipient, Reply] | None = None
 
+    def taken(self) -> Answers:
+        """The replies of those who have the message."""
+        return {recipient: reply for recipient, reply in (self.each or {}).items() if reply.is_positive}
+
 
 class Unread:
     """A message that was taken by a client that has not shown yet that it knows: nothing came since our reply."""
 
-    __slots__ = ("_handover", "_taken", "flushes")
+    __slots__ = ("_handover", "_outcome", "flushes")
 
-    def __init__(self, handover: Handover, taken: Answers, flushes: int) -> None:
+    def __init__(self, handover: Handover, outcome: Outcome, flushes: int) -> None:
         self._handover = handover
-        self._taken = taken
+        self._outcome = outcome
         self.flushes = flushes
         """`Channel.flushes` when the reply was said."""
 
     def read(self) -> None:
         """The client went on: it knows."""
-        self._handover.read(self._taken)
+        self._handover.read(self._outcome)
 
     def shrink(self) -> None:
         """Keep a digest in the place of the content: the client goes on without waiting for our replies."""
@@ -70,15 +75,15 @@ class Unread:
         """The client was lost, and will try again: an attempt that comes before this has run waits for it."""
         self._handover.shrink()
         self._handover.mark()
-        return self._handover.remember(self._taken)
+        return self._handover.remember(self._outcome)
 
 
 class Handover:
     """One message on its way to the agents."""
 
     __slots__ = (
-        "_begins_with_blank", "_conversation", "_has_id", "_in_flight", "_is_awaited", "_is_keyed", "_is_noted",
-        "_key", "_message", "_under_way",
+        "_begins_with_blank", "_conversation", "_in_flight", "_is_awaited", "_is_keyed", "_is_noted", "_key",
+        "_message", "_under_way",
     )  # fmt: skip
 
     def __init__(self, conversation: Answering, in_flight: InFlight, message: Message) -> None:
@@ -89,62 +94,72 @@ class Handover:
         self._is_keyed = False
         self._is_noted = False
         self._is_awaited = False
-        self._has_id = False
         self._begins_with_blank = False
         self._under_way: ExitStack | None = None
 
     async def run(self) -> Outcome:
         """RFC 5321 §6.1: the outcome is positive after an agent has made the message safe."""
-        mail = self._in_flight.mail
+        service, mail = self._conversation.service, self._in_flight.mail
         everybody = mail.recipients
         try:
             self._look_at_head()
-            if self._conversation.service.policy.message.changes:
-                await self._look_for_key()  # of what was received: a filter may make something else of it each time
-            return await self._judge_and_deliver(everybody)
+            if service.policy.message.idle and service.journal.idle:  # which it never is with at-most-once
+                mail.recipients = everybody.copy()  # agents may do with theirs what they like
+                reply, answers = await self._deliver(_NO_OBJECTION)
+                if [*answers] != everybody:  # in another order, or not all of them
+                    answers = {recipient: answers[recipient] for recipient in everybody}
+            else:
+                answers = await self._judge_and_deliver(everybody)
+                reply = combine(answers, prdr=False)
+            if reply.code < 400 and service.journal.idle and not self._conversation.channel.vanished:
+                return Outcome(reply, answers)  # everybody has it, and nobody will ask for it again
+            return await self._remembered(answers)
         except Refused as refused:
             return Outcome(refused.reply)
         except StoreError as error:
             self._conversation.account.journal_failed(error, mail)
             return Outcome(replies.OUR_FAULT)
         except BaseException:
-            if not self._is_left_behind:
+            if self._in_flight.receiver is not None:
                 self.done()
             raise
         finally:
-            if not self._is_left_behind:  # else the agents are still at it
+            if self._in_flight.receiver is not None:  # else the agents are still at it
                 mail.recipients = everybody
 
-    async def _judge_and_deliver(self, everybody: list[Recipient]) -> Outcome:
+    async def _judge_and_deliver(self, everybody: list[Recipient]) -> Answers:
+        """Ask the filters and the journal who is to have it."""
         service, mail = self._conversation.service, self._in_flight.mail
+        if service.policy.message.changes:
+            await self._look_for_key()  # of what was received: a filter may make something else of it each time
         judged = _NO_OBJECTION if service.policy.message.idle else await self._judge()
         answers = dict(judged.refused)
-        if not self._journal.idle:
-            settled = await self._settled()
-            if settled is None:
-                return Outcome(replies.BACKEND_TIMEOUT)
-            answers |= settled  # what has been delivered cannot be refused any more
+        if not service.journal.idle:
+            answers |= await self._settled()  # what has been delivered cannot be refused any more
         if judged.reply is not None:
             if not answers:
-                return Outcome(judged.reply)
+                raise Refused(judged.reply)
             answers = dict.fromkeys(everybody, judged.reply) | answers
         mail.recipients = [recipient for recipient in everybody if recipient not in answers]
         if mail.recipients:
-            self._stamp(judged)
             if service.is_cautious:
                 await self._begin()
-            answers |= await self._deliver()
-        return await self._remembered({recipient: answers[recipient] for recipient in everybody})
+            _, delivered = await self._deliver(judged)
+            answers |= delivered
+        return {recipient: answers[recipient] for recipient in everybody}
 
     def _stamp(self, judged: Judgement) -> None:
         """Put our own header fields on top."""
-        service, mail, added = self._conversation.service, self._in_flight.mail, self._message.added
+        conversation, mail, added = self._conversation, self._in_flight.mail, self._message.added
+        service, session = conversation.service, conversation.session
         if service.policy.gives_evidence:
             added.append(results_field(service.authserv_id, mail))
-        added.extend(trace.field(name, value) for name, value in judged.headers)
-        if labels := mail.shared_labels:
+        for name, value in judged.headers:
+            added.append(trace.field(name, value))
+        # What the first recipient does not have, the others do not share with it.
+        if (mail.labels or session.labels or mail.recipients[0].labels) and (labels := mail.shared_labels):
             added.append(trace.labels(labels))
-        added.append(trace.received(self._conversation.session, mail, service.config.hostname, service.now()))
+        added.append(trace.received(session, mail, service.config.hostname, service.now()))
         if self._begins_with_blank:
             added.append(b"\r\n")  # or the first line would go on with our Received field
 
@@ -152,12 +167,14 @@ class Handover:
         """Refuse mail that loops (RFC 5321 §6.3), and take fields away that pretend to be ours (RFC 8601 §5)."""
         message, service = self._message, self._conversation.service
         head = b"\n" + message.content.head().lower()
-        self._has_id = b"\nmessage-id" in head  # else there is no key, and nothing to remember
-        self._begins_with_blank = head.startswith((b"\n ", b"\n\t"))
+        self._is_keyed = b"\nmessage-id" not in head  # there is no key then, and nothing to remember
         if head.count(b"\nreceived:") > service.config.max_received:
             raise Refused(replies.MAIL_LOOP)
-        is_suspicious = b"\nauthentication-results" in head or b"\nx-smtpd-" in head
-        if is_suspicious or self._begins_with_blank or len(head) > MAX_HEAD:
+        if (
+            b"\nauthentication-results" in head or b"\nx-smtpd-" in head
+            or head.startswith(_BLANK_FIRST) or len(head) > MAX_HEAD
+        ):  # fmt: skip
+            self._begins_with_blank = head.startswith(_BLANK_FIRST)
             message.content = without_forged_fields(message.content, service.authserv_id)
 
     async def _judge(self) -> Judgement:
@@ -174,15 +191,15 @@ class Handover:
 
         return await conversation.channel.run(judge())
 
-    async def _settled(self) -> Answers | None:
-        """What earlier attempts came to; None when one is still under way after a long wait."""
+    async def _settled(self) -> Answers:
+        """What earlier attempts came to; raises Refused when one is still under way after a long wait."""
         channel, key = self._conversation.channel, await self._look_for_key()
         if key is None:
             return {}
         for unread in self._conversation.unread:
             unread.give_way(key)
         if not await channel.run(self._have_turn(key)):
-            return None
+            raise Refused(replies.BACKEND_TIMEOUT)
         return await channel.run(self._journal.settled(key, self._in_flight.mail.recipients))
 
     async def _have_turn(self, key: str) -> bool:
@@ -205,9 +222,12 @@ class Handover:
         if channel.vanished:  # in this very moment: nobody will get the message
             self._note_for_retry(dict.fromkeys(recipients, replies.OUR_FAULT))
 
-    async def _deliver(self) -> Answers:
+    async def _deliver(self, judged: Judgement) -> tuple[Reply, Answers]:
+        """Hand it to the agents of `mail.recipients`: what they say as a whole, and of each of them."""
         conversation, in_flight = self._conversation, self._in_flight
-        channel, began = conversation.channel, perf_counter()
+        channel = conversation.channel
+        self._stamp(judged)
+        began = perf_counter()
         channel.on_vanished = self.mark
         try:
             answers = await channel.run(
@@ -219,8 +239,9 @@ class Handover:
             answers = self._leave_behind(late.task)
         finally:
             channel.on_vanished = None
-        conversation.account.delivered(combine(answers, prdr=False), perf_counter() - began)
-        return answers
+        reply = combine(answers, prdr=False)
+        conversation.account.delivered(reply, perf_counter() - began)
+        return reply, answers
 
     def _leave_behind(self, task: asyncio.Task[Answers]) -> Answers:
         """The client has waited long enough: let the agents finish without it."""
@@ -242,7 +263,7 @@ class Handover:
         conversation, individually = self._conversation, self._in_flight.answers_each
         reply = combine(answers, prdr=individually)
         is_partial = not reply.is_positive and any(map(_is_worth_noting, answers.values()))
-        if self._is_left_behind:
+        if self._in_flight.receiver is None:
             pass  # it is noted when it is known
         elif conversation.channel.vanished:
             self._note_for_retry(answers)
@@ -277,47 +298,43 @@ class Handover:
     def _journal(self) -> Journal:
         return self._conversation.service.journal
 
-    @property
-    def _is_left_behind(self) -> bool:
-        return self._in_flight.receiver is None
-
     def unread(self, outcome: Outcome) -> Unread | None:
         """Call when the outcome was said: what to remember should the client turn out not to have read it."""
         receiver, channel = self._in_flight.receiver, self._conversation.channel
         if receiver is None:  # the agents are still at it
             return None
-        taken = {recipient: reply for recipient, reply in (outcome.each or {}).items() if reply.is_positive}
-        if self._is_noted or not taken or not self._has_id:
+        nobody_has_it = outcome.reply.code >= 400 and not outcome.taken()
+        if nobody_has_it or self._is_noted or (self._is_keyed and self._key is None):
             self.done()
             return None
-        flushes = channel.flushes
+        unread = Unread(self, outcome, channel.flushes)
         if self._is_keyed:
             self.shrink()
         elif receiver.content.size > SMALL and not receiver.content.spilled:
             channel.flush()
             self.shrink()
         self._in_flight.receiver = None  # what is left of the content lives on in here
-        return Unread(self, taken, flushes)
+        return unread
 
-    def read(self, taken: Answers) -> None:
+    def read(self, outcome: Outcome) -> None:
         """The client knows who has the message."""
         if not self._conversation.service.is_cautious or self._is_awaited:
             self.done()  # whoever waited for this attempt has to find what came of it
             return
         self.shrink()
         self.mark()
-        self._conversation.service.spawn(self._forget(taken))
+        self._conversation.service.spawn(self._forget(outcome))
 
-    async def _forget(self, taken: Answers) -> None:
+    async def _forget(self, outcome: Outcome) -> None:
         try:
-            await self._record(taken, told=None)
+            await self._record(outcome.taken(), told=None)
         finally:
             self.done()
 
-    async def remember(self, taken: Answers) -> None:
+    async def remember(self, outcome: Outcome) -> None:
         """The client was lost: whoever has the message must not get it again."""
         try:
-            await self._journal.unconfirmed(self._find_key(), taken)
+            await self._journal.unconfirmed(self._find_key(), outcome.taken())
         finally:
             self.done()
 
@@ -343,12 +360,13 @@ class Handover:
     def done(self) -> None:
         """Nothing of this message is needed any longer, and other attempts need not wait for this one."""
         self._message.content.close()
-        self._release()
+        if self._under_way is not None:
+            self._release()
 
     async def _look_for_key(self) -> str | None:
         """Like `_find_key`, but what is big is read by a thread: others would wait for it."""
         content = self._message.content
-        if content.size <= BIG or not self._has_id or self._is_keyed:
+        if content.size <= BIG or self._is_keyed:
             return self._find_key()
         sender = self._in_flight.mail.sender.text
         self._key = await self._conversation.channel.run(asyncio.to_thread(message_key, sender, content))
@@ -356,9 +374,9 @@ class Handover:
         return self._key
 
     def _find_key(self) -> str | None:
-        if not self._is_keyed and self._has_id:
+        if not self._is_keyed:
             self._key = message_key(self._in_flight.mail.sender.text, self._message.content)
-        self._is_keyed = True
+            self._is_keyed = True
         return self._key
 
     def _release(self) -> None:

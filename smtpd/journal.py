@@ -97,6 +97,8 @@ class Journal:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._under_way: dict[str, list[_Attempt]] = {}
         self._begun: dict[str, _Entry] = {}  # at-most-once: what `begin` wrote, should it not be readable later
+        self._stirring = (self._under_way, *self._notes.pages)
+        """While each has the length 0 there is nothing to look up."""
 
     def renewed(self, *, guarantee: Guarantee, keep: float, remember_refusals: float) -> Journal:
         """The same memory under other rules; what is under way goes on under its own."""
@@ -108,6 +110,8 @@ class Journal:
     @property
     def idle(self) -> bool:
         """Nothing can be remembered, so look-ups can be skipped; never with at-most-once."""
+        if not any(self._stirring):
+            return not self._at_most_once
         return not self._at_most_once and not self._under_way and self._notes.is_empty(DELIVERED, REFUSED)
 
     async def refusal(self, session: Session, sender: str, recipient: Recipient) -> Reply | None:

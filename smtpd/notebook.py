@@ -17,6 +17,8 @@ class Notebook:
     def __init__(self, store: Store, log: Log, clock: Callable[[], float]) -> None:
         self._store = store
         self._spare = MemoryStore(clock, MAX_SPARE)
+        self.pages = (self._spare.entries, store.entries)
+        """While each has the length 0 nothing is known: see `Store.entries`."""
         self._log = log
         self._clock = clock
         self._complained: float | None = None

@@ -68,6 +68,11 @@ class Service:
     """The time of day, seconds since 1970."""
     ehlo_replies: dict[tuple[bool, bool, bool, bool], bytes] = field(default_factory=dict)
     """Replies to EHLO made so far: there are sixteen at most."""
+    all_extensions: frozenset[str] = field(init=False)
+    """`plain_extensions` and SMTPUTF8."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "all_extensions", self.plain_extensions | _UTF8)
 
     @property
     def authserv_id(self) -> str:
@@ -77,12 +82,15 @@ class Service:
     @property
     def offers_utf8(self) -> bool:
         """SMTPUTF8, while every agent can carry it: what stands behind one may change."""
-        return self.switches.smtputf8 and all(agent.carries_utf8 for agent in self.reachable)
+        for agent in self.reachable:
+            if not agent.carries_utf8:
+                return False
+        return self.switches.smtputf8
 
     @property
     def extensions(self) -> frozenset[str]:
         """EHLO keywords that allow parameters of MAIL."""
-        return self.plain_extensions | _UTF8 if self.offers_utf8 else self.plain_extensions
+        return self.all_extensions if self.offers_utf8 else self.plain_extensions
 
     def ehlo(self, session: Session, *, may_xclient: bool = False) -> bytes:
         """The whole EHLO reply for the state the session is in (RFC 5321 §4.1.1.1)."""
@@ -112,27 +120,25 @@ class Service:
             return replies.AUTH_REQUIRED
         return None
 
-    def content(self) -> Content:
-        """A place for the octets of one message."""
-        limits = self.config.limits
-        return Content(self.budget, in_memory=limits.content_in_memory, spool=self.config.spool)
-
     def receiver[R: Receiver](self, kind: type[R]) -> R:
         """A receiver of content with the limits of this listener."""
+        config = self.config
         return kind(
-            self.content(),
+            Content(self.budget, in_memory=config.limits.content_in_memory, spool=config.spool),
             max_size=self.max_message_size,
-            max_line=self.config.max_text_line,
+            max_line=config.max_text_line,
             bare=self.switches.bare_line_ends,
         )
 
     def may_xclient(self, ip: IPAddress) -> bool:
         """Whether a connection from this address may say that it is somebody else's."""
-        return any(ip in network for network in self.config.listeners[self.listener].xclient)
+        networks = self.config.listeners[self.listener].xclient
+        return bool(networks) and any(ip in network for network in networks)
 
     def trusts(self, ip: IPAddress) -> bool:
         """Whether the address is in `[smtpd] trusted_networks`."""
-        return any(ip in network for network in self.config.trusted_networks)
+        networks = self.config.trusted_networks
+        return bool(networks) and any(ip in network for network in networks)
 
 
 def make_service(

@@ -12,7 +12,7 @@ import os
 import sqlite3
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -58,6 +58,11 @@ class SqliteStore:
         self._clock = clock
         self._reader: sqlite3.Connection | None = None
         self._writer: _Writer | None = None
+
+    @property
+    def entries(self) -> Sized:
+        """See Store: other processes may have put something there."""
+        return (self._path,)
 
     async def start(self) -> None:
         """Make or check the file; StoreError when it cannot be used, is broken, or is not ours."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Protocol
 
 MAX_VALUE = 1 << 20  # octets of one value
@@ -26,6 +26,13 @@ class StoreError(OSError):
 
 class Store(Protocol):
     """What every backend does. All methods belong to one event loop."""
+
+    @property
+    def entries(self) -> Sized:
+        """The same object all the time: while its length is 0 nothing is kept, and `is_empty` need not be asked.
+
+        A backend that others put something into has a length always.
+        """
 
     async def start(self) -> None:
         """Get ready; StoreError when that is not possible, in words for the operator."""
@@ -67,6 +74,11 @@ class MemoryStore:
         self._entries: dict[tuple[str, str], tuple[float, bytes]] = {}
         self._sizes: dict[str, int] = {}  # number of entries by space
         self._deadlines: list[tuple[float, tuple[str, str]]] = []  # a heap; entries that were replaced linger
+
+    @property
+    def entries(self) -> Sized:
+        """See Store; what has expired lingers."""
+        return self._entries
 
     def __len__(self) -> int:
         self._expire()

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Iterable
 from email.utils import formatdate
-from ipaddress import IPv6Address
+from functools import lru_cache
 
 from smtpd.model import Session, Transaction
 
@@ -15,40 +15,7 @@ _PATH = re.compile(r"[\x21-\x7e\x80-\U0010ffff ]+")
 _UNSAFE_IN_FIELD = re.compile(r"[^ -~\u00a0-\U0010ffff]+")
 _FOLD = re.compile(r"\r\n(?=[ \t]+[!-~])")  # RFC 5322 §2.2.3; a line of blanks alone is obsolete
 _UNSAFE_IN_COMMENT = re.compile(r"[^\x21\x23-\x27\x2a-\x5b\x5d-\x7e ]")
-
-
-class _Clock:
-    """RFC 5322 date-times in local time, made once a second."""
-
-    __slots__ = ("_second", "_text")
-
-    def __init__(self) -> None:
-        self._second = -1
-        self._text = ""
-
-    def __call__(self, moment: float) -> str:
-        second = int(moment)
-        if second != self._second:
-            self._second, self._text = second, formatdate(second, localtime=True)
-        return self._text
-
-
-_date = _Clock()
-
-
-def protocol(session: Session, mail: Transaction) -> str:
-    """The word behind "with": RFC 3848 and RFC 6531 §3.7.3."""
-    secured = ("S" if session.tls else "") + ("A" if session.login is not None else "")
-    if mail.smtputf8:
-        return f"UTF8{'LMTP' if session.lmtp else 'SMTP'}{secured}"
-    if session.lmtp:
-        return f"LMTP{secured}"
-    return f"ESMTP{secured}" if session.esmtp else "SMTP"
-
-
-def address_literal(session: Session) -> str:
-    """The client's address in RFC 5321 §4.1.3 form."""
-    return f"[IPv6:{session.ip_text}]" if isinstance(session.ip, IPv6Address) else f"[{session.ip_text}]"
+_CLIENTS = 1000  # whose part of a Received field is kept for their next message
 
 
 def received(session: Session, mail: Transaction, hostname: str, moment: float | None = None) -> bytes:
@@ -58,15 +25,16 @@ def received(session: Session, mail: Transaction, hostname: str, moment: float |
     that is no domain or literal is left out in favour of the address; no login is ever named.
     `moment` is the time of day, seconds since 1970; None: now.
     """
-    date = _date(time.time() if moment is None else moment)
-    literal = address_literal(session)
-    helo = session.helo if _DOMAIN_LIKE.fullmatch(session.helo) else literal
-    tls = f"\r\n\t({session.tls.version} {comment(session.tls.cipher)})" if session.tls else ""
-    recipient = f"\r\n\tfor <{_path(mail.recipients[0].address.text)}>" if len(mail.recipients) == 1 else ""
-    return (
-        f"Received: from {helo} ({literal})\r\n\tby {hostname} (smtpd) with {protocol(session, mail)}{tls}"
-        f" id {mail.id}{recipient};\r\n\t{date}\r\n"
-    ).encode("utf-8" if mail.smtputf8 else "ascii", "replace")
+    date = _date(int(time.time() if moment is None else moment))
+    tls, recipients = session.tls, mail.recipients
+    origin = _origin(
+        session.helo, session.ip_text, hostname,
+        mail.smtputf8, session.lmtp, session.esmtp, session.login is not None,
+        (tls.version, tls.cipher) if tls is not None else None,
+    )  # fmt: skip
+    recipient = f"\r\n\tfor <{_path(recipients[0].address.text)}>" if len(recipients) == 1 else ""
+    text = f"{origin} id {mail.id}{recipient};\r\n\t{date}\r\n"
+    return text.encode("utf-8" if mail.smtputf8 else "ascii", "replace")
 
 
 def return_path(mail: Transaction) -> bytes:
@@ -95,5 +63,37 @@ def comment(text: str) -> str:
     return _UNSAFE_IN_COMMENT.sub("?", text)
 
 
+@lru_cache(1)
+def _date(second: int) -> str:
+    """An RFC 5322 date-time in local time, made once a second."""
+    return formatdate(second, localtime=True)
+
+
+@lru_cache(_CLIENTS)
+def _origin(
+    helo: str, ip: str, hostname: str, utf8: bool, lmtp: bool, esmtp: bool, login: bool, tls: tuple[str, str] | None
+) -> str:
+    """A Received field up to its "id": the same for all messages that a client sends with one EHLO."""
+    literal = f"[IPv6:{ip}]" if ":" in ip else f"[{ip}]"  # RFC 5321 §4.1.3
+    name = helo if _DOMAIN_LIKE.fullmatch(helo) else literal
+    secured = ("S" if tls else "") + ("A" if login else "")
+    used = f"\r\n\t({tls[0]} {comment(tls[1])})" if tls else ""
+    return (
+        f"Received: from {name} ({literal})\r\n"
+        f"\tby {hostname} (smtpd) with {_protocol(secured, utf8=utf8, lmtp=lmtp, esmtp=esmtp)}{used}"
+    )
+
+
+def _protocol(secured: str, *, utf8: bool, lmtp: bool, esmtp: bool) -> str:
+    """The word behind "with": RFC 3848 and RFC 6531 §3.7.3."""
+    if utf8:
+        return f"UTF8{'LMTP' if lmtp else 'SMTP'}{secured}"
+    if lmtp:
+        return f"LMTP{secured}"
+    return f"ESMTP{secured}" if esmtp else "SMTP"
+
+
 def _path(text: str) -> str:
-    return text if _PATH.fullmatch(text) or not text else comment(text)
+    if text.isascii() and text.isprintable():
+        return text
+    return text if _PATH.fullmatch(text) else comment(text)

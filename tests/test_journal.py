@@ -158,6 +158,35 @@ async def test_at_most_once_is_never_idle() -> None:
     assert not Bench(ONCE).journal.idle
 
 
+async def test_what_others_keep_in_the_store_is_nothing_to_look_for() -> None:
+    bench = Bench()
+    await bench.store.put("another", "key", b"x", 10)
+    assert bench.journal.idle
+
+
+async def test_what_another_process_left_is_looked_for(tmp_path: Path) -> None:
+    ours, others = (SqliteStore(str(tmp_path / "state.db"), ManualClock()) for _ in range(2))
+    await ours.start()
+    await others.start()
+    bench = Bench(store=ours)
+    assert bench.journal.idle
+    await Bench(store=others).attempt({bench.ann: TAKEN, bench.bob: LATER}, told=MIXED)
+    assert not bench.journal.idle
+    await others.stop()
+    await ours.stop()
+
+
+async def test_rules_that_were_renewed_share_what_is_known() -> None:
+    bench = Bench()
+    renewed = bench.journal.renewed(guarantee=AGAIN, keep=DAY, remember_refusals=DAY)
+    with bench.journal.hand_over(KEY, [bench.ann]):
+        assert not renewed.idle
+    assert renewed.idle
+    await bench.attempt({bench.ann: TAKEN, bench.bob: LATER}, told=MIXED)
+    assert not renewed.idle
+    assert not bench.journal.renewed(guarantee=ONCE, keep=DAY, remember_refusals=DAY).idle
+
+
 async def test_a_message_without_key_is_not_remembered_but_its_refusals_are() -> None:
     bench = Bench()
     await bench.attempt({bench.ann: TAKEN, bench.bob: NOBODY}, told=MIXED, key=None)

@@ -67,6 +67,20 @@ async def test_what_was_deleted_is_gone_also_when_it_was_not_there(store: Store)
     assert store.is_empty("a")
 
 
+async def test_entries_have_a_length_as_long_as_something_may_be_kept(store: Store, clock: ManualClock) -> None:
+    entries = store.entries
+    is_shared = isinstance(store, SqliteStore)
+    assert bool(entries) is is_shared
+    await store.put("a", "key", b"one", 10)
+    assert entries
+    clock.now += 10
+    assert store.is_empty("a") or is_shared
+    assert bool(entries) is is_shared
+    await store.put("a", "key", b"one", 10)
+    await store.delete("a", "key")
+    assert bool(entries) is is_shared
+
+
 async def test_a_value_beyond_the_limit_is_a_mistake_of_the_caller(store: Store) -> None:
     await store.put("a", "key", bytes(MAX_VALUE), 10)
     with pytest.raises(ValueError, match="too big"):

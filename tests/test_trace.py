@@ -63,6 +63,34 @@ def test_protocol_word_says_what_was_used(
     assert bool(found["tls"]) == bool(tls)
 
 
+def test_field_says_what_holds_for_its_message_when_the_session_goes_on() -> None:
+    of = session(ip=ip_address("192.0.2.77"))
+    said = []
+    for change in ({}, {"helo": "other.test"}, {"tls": TLS}, {"login": "ann"}, {"esmtp": False}, {"lmtp": True}):
+        for name, value in change.items():
+            setattr(of, name, value)
+        found = received(of)
+        said.append((found["helo"], found["protocol"], bool(found["tls"])))
+    assert received(of, utf8=True)["protocol"] == "UTF8LMTPSA"
+    assert said == [
+        ("client.test", "ESMTP", False),
+        ("other.test", "ESMTP", False),
+        ("other.test", "ESMTPS", True),
+        ("other.test", "ESMTPSA", True),
+        ("other.test", "SMTP", True),
+        ("other.test", "LMTPSA", True),
+    ]
+
+
+def test_field_names_the_client_and_the_host_it_is_made_for() -> None:
+    fields = [
+        trace.received(of, mail(of), hostname).decode()
+        for of in (session(), session(ip=ip_address("192.0.2.2")), session(tls=TlsInfo("TLSv1.2", "X", 128)))
+        for hostname in ("mx.test", "mx2.test")
+    ]
+    assert len({field.partition(" id ")[0] for field in fields}) == 6
+
+
 def test_date_is_one_of_rfc_5322() -> None:
     assert parsedate_to_datetime(received(session(), "ann@example.test")["date"]).tzinfo is not None
 

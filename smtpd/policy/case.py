@@ -151,6 +151,9 @@ async def answered_or_cancelled(lookups: Collection[Lookup]) -> None:
 
 def cancel_pending(owner: Session | Transaction) -> None:
     """Stop everything that still runs for it."""
-    pending, owner.pending = owner.pending, None
-    for lookup in pending or ():
+    pending = owner.pending
+    if pending is None:
+        return
+    owner.pending = None
+    for lookup in pending:
         lookup.task.cancel()
