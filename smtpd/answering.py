@@ -137,11 +137,13 @@ class Answering:
             return
         if in_flight.receiver is not None:
             in_flight.receiver.content.close()
-        self.service.policy.abort(in_flight.mail)
+        service = self.service
+        if in_flight.mail.pending is not None:
+            service.policy.abort(in_flight.mail)
         if in_flight.deliveries.opened:
-            self.service.spawn(in_flight.deliveries.abandon())
-        if self.service.policy.watches_end:
-            self.service.spawn(self.service.policy.end(in_flight.mail, outcome))
+            service.spawn(in_flight.deliveries.abandon())
+        if service.policy.watches_end:
+            service.spawn(service.policy.end(in_flight.mail, outcome))
 
     def _begin_again(self, session: Session) -> None:
         """Leave the session to the filters that want to see it end, and go on with another."""

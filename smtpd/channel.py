@@ -144,7 +144,7 @@ class Channel:
         `timeout` seconds may pass without an octet, and `rate` octets per second must come on average over
         a minute (0 switches either off).
         """
-        if self.pending and (self._feed(receiver) or _is_given_up(receiver)):
+        if self.pending and (self._feed(receiver) or receiver.found_bare_line_end or receiver.hopeless):
             return
         began = now = self._loop.time()
         watch, seen = None, 0
@@ -154,7 +154,7 @@ class Channel:
             self._deadline = now + timeout if timeout else 0.0
             self._idle = False
             yield _INPUT
-            if self._feed(receiver) or _is_given_up(receiver):
+            if self._feed(receiver) or receiver.found_bare_line_end or receiver.hopeless:
                 return
             now = self._loop.time()
             watch = watch or DataRate(rate, began)
@@ -379,7 +379,3 @@ class Channel:
         self._data = b""
         if self.on_finished is not None:
             self.on_finished()
-
-
-def _is_given_up(receiver: Receiver) -> bool:
-    return receiver.found_bare_line_end or receiver.hopeless

@@ -250,9 +250,9 @@ class Conversation(Answering):
             reply := await self.channel.run(service.journal.refusal(mail.session, mail.sender.text, recipient))
         ):
             return reply
-        if not in_flight.deliveries.asks(recipient):
-            in_flight.deliveries.add_known(recipient)
-        elif reply := await self.channel.run(in_flight.deliveries.add(recipient)):
+        if in_flight.deliveries.asks(recipient) and (
+            reply := await self.channel.run(in_flight.deliveries.add(recipient))
+        ):
             return reply
         if not policy.known_recipient.idle and (
             reply := await self.channel.run(policy.known_recipient(mail, recipient))

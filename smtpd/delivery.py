@@ -121,12 +121,9 @@ class Deliveries:
         return self._opened is not None
 
     def asks(self, recipient: Recipient) -> bool:
-        """Whether `add` has to be awaited; if not, `add_known` does."""
+        """Whether its agent wants to hear of it at RCPT, by `add`; else its delivery is opened with the message."""
         agent = self._agents.get(recipient.agent)
         return agent is None or agent.asks
-
-    def add_known(self, recipient: Recipient) -> None:
-        """Take a recipient whose agent has nothing to say at RCPT; its delivery is opened with the message."""
 
     async def add(self, recipient: Recipient) -> Reply | None:
         """Ask the recipient's agent: None when it takes mail for it, else the refusal (451 when the agent broke)."""

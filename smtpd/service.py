@@ -123,12 +123,8 @@ class Service:
     def receiver[R: Receiver](self, kind: type[R]) -> R:
         """A receiver of content with the limits of this listener."""
         config = self.config
-        return kind(
-            Content(self.budget, in_memory=config.limits.content_in_memory, spool=config.spool),
-            max_size=self.max_message_size,
-            max_line=config.max_text_line,
-            bare=self.switches.bare_line_ends,
-        )
+        content = Content(self.budget, config.limits.content_in_memory, config.spool)
+        return kind(content, self.max_message_size, config.max_text_line, self.switches.bare_line_ends)
 
     def may_xclient(self, ip: IPAddress) -> bool:
         """Whether a connection from this address may say that it is somebody else's."""

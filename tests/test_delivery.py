@@ -96,7 +96,6 @@ async def test_one_agent_gets_the_transaction_and_its_reply_is_everybodys() -> N
     mail = transaction(one, two)
     made, _ = deliveries(mail, agent)
     assert not made.asks(one)
-    made.add_known(one)
     assert await made.deliver(MESSAGE) == {one: replies.ACCEPTED, two: replies.ACCEPTED}
     assert agent.seen[0].recipients == [one, two]
 
@@ -106,7 +105,6 @@ async def test_each_agent_sees_only_its_own_recipients() -> None:
     one, two, three = recipient("first"), recipient("second", "eve"), recipient("first", "carl")
     mail = transaction()
     made, _ = deliveries(mail, first, second)
-    made.add_known(one)
     assert await made.add(two) is None
     mail.recipients += [one, two, three]
     mail.labels = frozenset({"junk"})
