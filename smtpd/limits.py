@@ -30,7 +30,7 @@ class ConnectionLimits:
             return "total"
         client = _client(ip)
         held = self._per_client.get(client, 0)
-        if self.per_ip and held >= self.per_ip:
+        if held >= self.per_ip > 0:
             return "address"
         self._per_client[client] = held + 1
         self.active += 1
@@ -39,13 +39,11 @@ class ConnectionLimits:
     def release(self, ip: str) -> None:
         """An admitted connection is over; ValueError when none from this client was admitted."""
         client = _client(ip)
-        held = self._per_client.get(client, 0)
-        if held == 0:
-            raise ValueError(f"no connection from {ip} was admitted")
-        if held == 1:
-            del self._per_client[client]
-        else:
+        held = self._per_client.pop(client, 0)
+        if held > 1:
             self._per_client[client] = held - 1
+        elif held == 0:
+            raise ValueError(f"no connection from {ip} was admitted")
         self.active -= 1
 
     def move(self, old: str, new: str) -> ConnectionRefusal | None:

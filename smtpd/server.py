@@ -145,7 +145,7 @@ class Server:
 
         It is served as one that came in at the listener, but for PROXY headers, which only our own sockets read.
         """
-        return Connection(self._gates[listener], loop)
+        return Connection(self._gates[listener], loop, may_be_secure=True)
 
     async def serve(self) -> None:
         """Wait until `close` is called, then drain and stop."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from ipaddress import ip_address
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 from smtpd import replies, tls
 from smtpd.channel import Channel
@@ -25,6 +25,7 @@ from smtpd.service import Service
 
 LAST_WORDS = 10.0  # seconds that a client which does not read may keep us from hanging up
 _TLS_RECORD = b"\x16"  # RFC 8446 §5.1: what a TLS client says first; no SMTP command starts like this
+_FIRST_OF_OTHERS = V1_START[:1] + V2_START[:1] + _TLS_RECORD
 _LOCAL_SOCKET = "127.0.0.1"
 
 
@@ -43,12 +44,12 @@ class Gate:
 
     def refusal(self, ip: str) -> Reply | None:
         """Why no connection from this address is taken now; None counts it."""
-        hostname = self.service.config.hostname
         if self.is_draining:
-            return replies.SHUTTING_DOWN(hostname=hostname)
+            return replies.SHUTTING_DOWN(hostname=self.service.config.hostname)
         reason = self.limits.admit(ip)
         if reason is None:
             return None
+        hostname = self.service.config.hostname
         self.service.meters.refused_connection(reason)
         if reason == "total":
             return replies.TOO_MANY_CONNECTIONS(hostname=hostname)
@@ -93,15 +94,29 @@ class Gate:
 class Connection(asyncio.Protocol):
     """One client. Feeds its channel, and is the transport of that channel.
 
-    `origin` is what the PROXY header said, None where there was none.
+    `origin` is what the PROXY header said, None where there was none. `may_be_secure`: whoever listens for us may
+    have shaken hands before we are told of the connection.
     """
 
-    __slots__ = ("_channel", "_gate", "_hang_up", "_ip", "_is_new", "_loop", "_origin", "_start", "_transport")
+    __slots__ = (
+        "_channel", "_gate", "_hang_up", "_ip", "_is_check", "_is_new", "_loop", "_may_be_secure", "_origin", "_start",
+        "_transport",
+    )  # fmt: skip
 
-    def __init__(self, gate: Gate, loop: asyncio.AbstractEventLoop, origin: Origin | None = None) -> None:
+    def __init__(
+        self,
+        gate: Gate,
+        loop: asyncio.AbstractEventLoop,
+        origin: Origin | None = None,
+        *,
+        may_be_secure: bool = False,
+    ) -> None:
         self._gate = gate
         self._loop = loop
         self._origin = origin
+        self._is_check = origin is not None and origin.kind == "local"
+        """The balancer only looks whether we live, every second or so: not worth a line."""
+        self._may_be_secure = may_be_secure
         self._start = b""
         self._transport: asyncio.Transport | None = None
         self._channel: Channel | None = None
@@ -111,7 +126,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Admit or refuse, then start the conversation."""
-        assert _is_transport(transport)
+        if TYPE_CHECKING:
+            assert isinstance(transport, asyncio.Transport)  # uvloop's classes do not derive from asyncio's
         self._transport = transport
         gate, service = self._gate, self._gate.service
         ip, text, port = address_of(transport.get_extra_info("peername"))
@@ -125,30 +141,17 @@ class Connection(asyncio.Protocol):
             return
         self._ip = text
         service.meters.connected(text)
-        session = Session(
-            id=new_id(),
-            listener=service.listener,
-            ip=ip,
-            ip_text=text,
-            port=port,
-            local_ip=local_ip,
-            local_port=local_port,
-            tls=_negotiated(transport),
-            trusted=service.trusts(ip),
-        )
-        if session.tls is not None:
-            service.meters.tls(session.tls.version)
+        session = Session(new_id(), service.listener, ip, text, port, local_ip, local_port)
+        session.trusted = service.trusts(ip)
+        if self._may_be_secure and (negotiated := _negotiated(transport)):
+            session.tls = negotiated
+            service.meters.tls(negotiated.version)
         channel = self._channel = Channel(self, self._loop)
         channel.on_finished = self._finished
         gate.channels[channel] = service
         if self._is_check:
             service = replace(service, log=service.log.without_connections())
         channel.start(Conversation(channel, session, service).run())
-
-    @property
-    def _is_check(self) -> bool:
-        """The balancer only looks whether we live, every second or so: not worth a line."""
-        return self._origin is not None and self._origin.kind == "local"
 
     def _turn_away(self, refusal: Reply, ip: str) -> None:
         service, trace = self._gate.service, new_id()
@@ -160,23 +163,27 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Octets came, decrypted."""
-        if self._channel is None:
+        channel = self._channel
+        if channel is None or (self._is_new and self._is_misplaced(data)):
             return
-        if self._is_new and (reason := self._misplaced(data)):
-            self._gate.dropped(reason, self._ip)
-            self.abort()
-            return
-        self._channel.feed(data)
+        channel.feed(data)
 
-    def _misplaced(self, data: bytes) -> str | None:
-        """Look at the first octets: what they are instead of SMTP, None for what may go on."""
+    def _is_misplaced(self, data: bytes) -> bool:
+        """Look at the first octets, and hang up where they are something else than SMTP."""
+        if not self._start and data[:1] not in _FIRST_OF_OTHERS:
+            self._is_new = False
+            return False
         start = self._start = self._start + data[: len(V2_START)]
         self._is_new = V1_START.startswith(start) or V2_START.startswith(start)
         if start.startswith((V1_START, V2_START)):
-            return "proxy-not-expected"  # it would speak for others, and nobody has allowed it to
-        if start.startswith(_TLS_RECORD) and self._gate.service.switches.tls != "implicit":
-            return "tls-on-plain-port"
-        return None
+            reason = "proxy-not-expected"  # it would speak for others, and nobody has allowed it to
+        elif start.startswith(_TLS_RECORD) and self._gate.service.switches.tls != "implicit":
+            reason = "tls-on-plain-port"
+        else:
+            return False
+        self._gate.dropped(reason, self._ip)
+        self.abort()
+        return True
 
     def eof_received(self) -> bool:
         """The client closed its sending side; it may still read our replies."""
@@ -221,11 +228,12 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """See channel.Transport."""
-        if self._transport is None:
+        transport = self._transport
+        if transport is None:
             return
-        self._transport.close()
-        if self._transport.get_write_buffer_size():  # a client that reads no more would keep its place for ever
-            self._hang_up = self._loop.call_later(LAST_WORDS, self._transport.abort)
+        transport.close()
+        if transport.get_write_buffer_size():  # a client that reads no more would keep its place for ever
+            self._hang_up = self._loop.call_later(LAST_WORDS, transport.abort)
 
     def abort(self) -> None:
         """See channel.Transport."""
@@ -278,25 +286,23 @@ class Connection(asyncio.Protocol):
         return refusal
 
     def _release(self) -> None:
-        if self._ip is not None:
-            self._gate.limits.release(self._ip)
-            self._gate.service.meters.disconnected()
-            self._ip = None
+        ip, self._ip = self._ip, None
+        if ip is not None:
+            gate = self._gate
+            gate.limits.release(ip)
+            gate.service.meters.disconnected()
 
     def _finished(self) -> None:
-        assert self._channel is not None
-        self._gate.finished(self._channel)
+        channel, self._channel = self._channel, None  # or they would hold each other until the garbage collector comes
+        assert channel is not None
+        self._gate.finished(channel)
 
     def _transport_is_plain(self) -> bool:
         return self._transport is not None and self._transport.get_extra_info("ssl_object") is None
 
 
-def _is_transport(transport: asyncio.BaseTransport) -> TypeGuard[asyncio.Transport]:
-    return hasattr(transport, "write")  # uvloop's classes do not derive from asyncio's
-
-
 def _negotiated(transport: asyncio.Transport) -> TlsInfo | None:
-    """None without TLS. Whoever listens for us may have shaken hands before we are told of a connection."""
+    """None without TLS."""
     connection = transport.get_extra_info("ssl_object")
     return tls.describe(connection) if isinstance(connection, ssl.SSLObject) else None
 
@@ -304,7 +310,8 @@ def _negotiated(transport: asyncio.Transport) -> TlsInfo | None:
 def address_of(name: object) -> tuple[IPAddress, str, int]:
     """Address, the same as text, and port of a socket's name; 127.0.0.1 and 0 for a unix socket."""
     text, port = _name(name)
-    return (*_parsed(text), port)
+    ip, text = _parsed(text)
+    return ip, text, port
 
 
 def _name(name: object) -> tuple[str, int]:
