@@ -19,6 +19,7 @@ from smtpd.content import Receiver
 from smtpd.endings import Disconnected, Draining, Overrun, TimedOut
 from smtpd.limits import DataRate
 from smtpd.model import TlsInfo
+from smtpd.outbox import Outbox
 from smtpd.replies import Refused, Reply
 
 HIGH_WATER = 1 << 16  # unread octets at which the transport is told to pause
@@ -35,16 +36,20 @@ def _wait(wanted: object) -> Generator[object, None, None]:
 
 
 class Channel:
-    """Carries one conversation. `feed`, `feed_eof`, `lost` and `blocked` are the carrier's side."""
+    """Carries one conversation. `feed`, `feed_eof`, `lost` and `blocked` are the carrier's side.
+
+    What is said leaves when the conversation waits for input again: at once, or with what is in the outbox.
+    """
 
     __slots__ = (
         "_blocked", "_coroutine", "_data", "_deadline", "_draining", "_eof", "_finishing", "_idle", "_loop", "_lost",
-        "_out", "_paused", "_position", "_read", "_task", "_timer", "_timer_at", "_transport", "_waiting", "flushes",
-        "on_finished", "on_vanished",
+        "_out", "_outbox", "_paused", "_position", "_read", "_task", "_timer", "_timer_at", "_transport", "_waiting",
+        "flushes", "on_finished", "on_vanished",
     )  # fmt: skip
 
-    def __init__(self, transport: Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, transport: Transport, loop: asyncio.AbstractEventLoop, outbox: Outbox | None = None) -> None:
         self._transport = transport
+        self._outbox = outbox
         self._loop = loop
         self._data = b""
         self._position = 0
@@ -333,7 +338,10 @@ class Channel:
             raise
         if wanted is _INPUT:
             self._waiting = True
-            self.flush()
+            if self._out and self._outbox is not None:
+                self._outbox.add(self, self._loop)
+            else:
+                self.flush()
             if self._timer is None or self._deadline < self._timer_at:
                 self._arm()
             if self._paused and not self._blocked:

@@ -19,6 +19,7 @@ from smtpd.conversation import Conversation
 from smtpd.endings import Disconnected
 from smtpd.limits import ConnectionLimits
 from smtpd.model import IPAddress, Session, TlsInfo, new_id, plain_ip
+from smtpd.outbox import Outbox
 from smtpd.proxy import V1_START, V2_START, Origin
 from smtpd.replies import Reply
 from smtpd.service import Service
@@ -32,13 +33,14 @@ _LOCAL_SOCKET = "127.0.0.1"
 class Gate:
     """One listener of the running server: what its next connection meets. A reload puts another `service` here."""
 
-    __slots__ = ("certificates", "channels", "is_draining", "limits", "on_idle", "service")
+    __slots__ = ("certificates", "channels", "is_draining", "limits", "on_idle", "outbox", "service")
 
     def __init__(self, service: Service, limits: ConnectionLimits, certificates: tls.Contexts | None) -> None:
         self.service = service
         self.limits = limits
         self.certificates = certificates
         self.channels: dict[Channel, Service] = {}
+        self.outbox = Outbox()
         self.is_draining = False
         self.on_idle: Callable[[], None] | None = None
 
@@ -146,7 +148,7 @@ class Connection(asyncio.Protocol):
         if self._may_be_secure and (negotiated := _negotiated(transport)):
             session.tls = negotiated
             service.meters.tls(negotiated.version)
-        channel = self._channel = Channel(self, self._loop)
+        channel = self._channel = Channel(self, self._loop, gate.outbox)
         channel.on_finished = self._finished
         gate.channels[channel] = service
         if self._is_check:
