@@ -164,7 +164,7 @@ class LmtpDelivery(Delivery):
         connection = self._resume()
         if connection is not None and self._taken == wanted:
             try:
-                await self._send(connection, wanted, parcel, said)
+                await self._send(connection, wanted, parcel, said, may_chunk=self._terms.chunking)
                 return
             except Lost:
                 if self._is_handed_over:
@@ -174,7 +174,8 @@ class LmtpDelivery(Delivery):
         taken = [path for path, verdict in verdicts.items() if verdict.is_positive]
         said.update({path: verdicts.get(path, mail) for path in wanted if path not in taken})
         if taken:
-            await self._send(connection, taken, parcel, said)
+            # Should more answers come than there were commands, 354 is none of them; what BDAT is answered may be.
+            await self._send(connection, taken, parcel, said, may_chunk=False)
         else:
             self._leave(connection)
 
@@ -220,7 +221,9 @@ class LmtpDelivery(Delivery):
         self._pool.answered()
         return answer, verdicts
 
-    async def _send(self, connection: Connection, paths: list[Path], parcel: Parcel, said: dict[Path, Answer]) -> None:
+    async def _send(
+        self, connection: Connection, paths: list[Path], parcel: Parcel, said: dict[Path, Answer], *, may_chunk: bool
+    ) -> None:
         """Hand the content over, and hear an answer for each recipient (RFC 2033 §4.2, §4.3)."""
         misfit = _misfit(connection, self.mail, self._has_utf8, parcel.size)
         if not misfit and "8BITMIME" not in connection.extensions and not parcel.is_ascii():
@@ -230,7 +233,7 @@ class LmtpDelivery(Delivery):
             raise Refused(misfit)
         with self._using(connection):
             connection.wait_until(asyncio.get_running_loop().time() + self._terms.delivery_timeout)
-            if self._terms.chunking and "CHUNKING" in connection.extensions:
+            if may_chunk and "CHUNKING" in connection.extensions:
                 pieces = in_one_chunk(parcel.pieces(), parcel.size)
             elif refusal := await _say_data(connection):
                 said.update(dict.fromkeys(paths, refusal))

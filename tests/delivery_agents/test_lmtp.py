@@ -197,7 +197,7 @@ async def test_recipient_that_a_filter_refuses_late_gets_nothing() -> None:
         await (await front.connect()).send(TEXT, recipients=recipients)
         (message,) = store.messages
         assert message.recipients == [b"RCPT TO:<ann@example.test>\r\n", b"RCPT TO:<eve@example.test>\r\n"]
-        assert store.visits[0].verbs[4:] == ["RCPT", "RSET", "MAIL", "RCPT", "RCPT", "BDAT"]
+        assert store.visits[0].verbs[4:] == ["RCPT", "RSET", "MAIL", "RCPT", "RCPT", "DATA"]
 
 
 async def test_recipient_that_is_refused_when_named_again_hears_so() -> None:

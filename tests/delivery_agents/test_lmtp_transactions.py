@@ -327,8 +327,10 @@ async def test_answer_before_the_end_of_the_message_is_not_believed(text: str) -
 async def test_answer_while_the_end_of_the_message_is_still_ours_is_not_believed(directory: Path) -> None:
     async with LmtpStore(path=directory / "lmtp") as store, agent_for(store) as agent:
         store.may_read = asyncio.Event()
-        task = asyncio.create_task(agent.open(mail(recipients=[ANN])).deliver(message(b"x" * (4 << 20))))
-        await until(lambda: store.visits and store.visits[0].verbs[-1] == "BDAT")
+        delivery = agent.open(mail(recipients=[ANN]))
+        assert await delivery.recipient(ANN) is None
+        task = asyncio.create_task(delivery.deliver(message(b"x" * (4 << 20))))
+        await until(lambda: store.visits[0].verbs[-1] == "BDAT")
         store.shout(b"250 2.0.0 Saved\r\n")
         assert await task == {ANN: replies.OUTCOME_UNKNOWN}
 
@@ -373,9 +375,10 @@ class Endless:
 async def test_big_message_is_read_as_fast_as_the_store_takes_it(directory: Path, chunking: bool) -> None:
     async with LmtpStore(path=directory / "lmtp") as store, agent_for(store, chunking=chunking) as agent:
         store.may_read = asyncio.Event()
-        content, envelope = Endless(40), mail(recipients=[ANN])
-        task = asyncio.create_task(agent.open(envelope).deliver(Message(content)))
-        await until(lambda: store.visits and store.visits[0].verbs[-1] in ("BDAT", "DATA"))
+        content, delivery = Endless(40), agent.open(mail(recipients=[ANN]))
+        assert await delivery.recipient(ANN) is None
+        task = asyncio.create_task(delivery.deliver(Message(content)))
+        await until(lambda: store.visits[0].verbs[-1] == ("BDAT" if chunking else "DATA"))
         for _ in range(1000):
             await asyncio.sleep(0)
         assert 1 <= content.asked <= 6  # two blocks of ours, and what the two ends of the socket hold

@@ -21,6 +21,8 @@ from smtpd.memory import MemoryServer
 NAMES = ("ann", "bob", "eve")
 FIRST, SECOND = "Subject: first\n\nfirst\n", "Subject: second\n\nsecond\n"
 MISSING = b"(nothing)"
+# One answer too many at the beginning of a burst, and the last one of the burst comes when content is under way.
+LATE_SURPLUS = {3: ("close-behind", b""), 9: ("append", b"250 2.0.0 Ok\r\n"), 13: ("close-behind", b"")}
 
 codes = st.sampled_from([200, 211, 220, 221, 250, 251, 353, 354, 421, 450, 451, 452, 500, 503, 550, 552, 554, 555])
 odd_answers = (
@@ -80,6 +82,7 @@ class Script:
 @example({7: ("cut", b"xxxxxx")}, 1, True, ("PIPELINING", "CHUNKING"), True, Lmtp, False)
 @example({6: ("append", b"250 2.0.0 Saved\r\n")}, 0, True, ("PIPELINING", "CHUNKING"), False, Relay, False)
 @example({6: ("miss", MISSING)}, 0, True, ("PIPELINING", "CHUNKING"), False, Relay, True)
+@example(LATE_SURPLUS, 0, True, ("PIPELINING", "CHUNKING", "8BITMIME"), False, Relay, False)
 @example({6: ("replace", b"353 a\r\n")}, 0, True, ("PIPELINING", "CHUNKING"), False, Relay, False)
 def test_whatever_the_store_does_nothing_false_is_said(
     twists: dict[int, tuple[str, bytes]],
