@@ -193,43 +193,18 @@ class CredentialProvider:
 
 
 class Authenticator:
-    """All providers of `[smtpd.auth]`, asked in their order; starts and stops them."""
+    """All providers of `[smtpd.auth]`, asked in their order; somebody else starts and stops them."""
 
     def __init__(self, providers: Sequence[CredentialProvider], *, log: Log) -> None:
-        self._providers = tuple(providers)
+        self.providers = tuple(providers)
         self._log = log
         self._broken: set[str] = set()
 
     def mechanisms(self, tls: bool) -> tuple[str, ...]:
         """Names to advertise: none without providers, no plaintext mechanism without TLS (RFC 4954 §4)."""
-        if not self._providers:
+        if not self.providers:
             return ()
         return tuple(mechanism.name for mechanism in _MECHANISMS.values() if tls or not mechanism.plaintext)
-
-    async def start(self) -> None:
-        """Start the providers; when one cannot start, those that did are stopped again."""
-        started: list[CredentialProvider] = []
-        try:
-            for provider in self._providers:
-                await provider.start()
-                started.append(provider)
-        except BaseException:
-            for provider in reversed(started):
-                await provider.stop()
-            raise
-
-    async def stop(self) -> None:
-        """Stop the providers."""
-        for provider in self._providers:
-            await provider.stop()
-
-    async def health(self) -> str | None:
-        """None when every provider can work, else the first complaint with the provider's name."""
-        for provider in self._providers:
-            complaint = await provider.health()
-            if complaint is not None:
-                return f"{provider.name}: {complaint}"
-        return None
 
     async def check_password(self, user: str, password: str, *, client: str | None = None) -> str:
         """The canonical login; raises Refused with AUTH_FAILED, or AUTH_BACKEND_DOWN when it is undecided.
@@ -247,7 +222,7 @@ class Authenticator:
         if name is None or secret is None:
             raise Refused(replies.AUTH_FAILED)
         undecided = False
-        for provider in self._providers:
+        for provider in self.providers:
             try:
                 login = await provider.check_password(name, secret)
             except Busy:

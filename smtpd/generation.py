@@ -29,9 +29,10 @@ from smtpd.service import Service, make_service
 from smtpd.services import Services
 from smtpd.store import Store
 
-STOP_SECONDS = 30.0  # for one agent or filter, which may have to finish something; systemd waits 90 for all of us
+STOP_SECONDS = 30.0  # for all together, some may have to finish something; systemd waits 90 for the whole server
+_DEAF_SECONDS = 1.0  # more for those that go on although their time is up
 
-Part = DeliveryAgent | Filter | Authenticator
+Part = DeliveryAgent | Filter | CredentialProvider
 Spawn = Callable[[Coroutine[Any, Any, None]], None]
 AgentMaker = Callable[..., DeliveryAgent]
 """A class of agents, or anything else that makes one of (name, options, services)."""
@@ -110,16 +111,28 @@ class Generation:
             raise
 
     async def stop(self) -> None:
-        """Stop what was started, in reverse order; one that fails or hangs does not keep the others running."""
-        while self._started:
-            name, part = self._started.pop()
-            try:
-                async with asyncio.timeout(STOP_SECONDS):
-                    await part.stop()
-            except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt):
-                raise
-            except BaseException as error:
-                self._log.error("stop-failed", part=name, exception=error)
+        """Stop what was started, all at once; one that fails or hangs does not keep the others running."""
+        stopping = {asyncio.create_task(self._stop(*started)): started[0] for started in self._started}
+        self._started.clear()
+        if not stopping:
+            return
+        try:
+            _, deaf = await asyncio.wait(stopping, timeout=STOP_SECONDS + _DEAF_SECONDS)
+        except asyncio.CancelledError:
+            for task in stopping:
+                task.cancel()
+            raise
+        for task in deaf:
+            self._log.error("stop-failed", part=stopping[task], problem="it goes on although its time is up")
+
+    async def _stop(self, name: str, part: Part) -> None:
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await part.stop()
+        except (GeneratorExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # a CancelledError, too, such as that of a task which it has cancelled itself
+            self._log.error("stop-failed", part=name, exception=error)
 
     async def problems(self) -> list[str]:
         """One line for each part that cannot work now."""
@@ -131,7 +144,7 @@ class Generation:
         parts: list[tuple[str, Part]] = [(f"agent {name}", agent) for name, agent in self.agents.items()]
         parts += [(f"filter {name}", check) for name, check in self.filters.items()]
         if self.authenticator is not None:
-            parts.append(("auth", self.authenticator))
+            parts += [(f"auth {provider.name}", provider) for provider in self.authenticator.providers]
         return parts
 
 

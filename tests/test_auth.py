@@ -54,18 +54,6 @@ class Table(CredentialProvider):
         self.users = users
         self.asked: list[tuple[str, str]] = []
         self.clients: list[str | None] = []
-        self.running = False
-
-    async def start(self) -> None:
-        if isinstance(self.users, OSError):
-            raise self.users
-        self.running = True
-
-    async def stop(self) -> None:
-        self.running = False
-
-    async def health(self) -> str | None:
-        return "not there" if isinstance(self.users, Exception) else None
 
     async def check_password(self, user: str, password: str) -> str | None:
         self.asked.append((user, password))
@@ -294,25 +282,6 @@ async def test_broken_provider_is_logged_once_until_it_works_again() -> None:
             await users.check_password("alice@example.com", "correct horse")
     assert events(log, lines) == ["auth-provider-broken"] * 2
     assert b"correct horse" not in lines.octets
-
-
-async def test_providers_start_and_stop_together() -> None:
-    good, bad = Table("file", {}), Table("ldap", OSError("refused"))
-    users = authenticator(good, bad)
-    with pytest.raises(OSError, match="refused"):
-        await users.start()
-    assert good.running is False
-    bad.users = {}
-    await users.start()
-    assert good.running
-    assert bad.running
-    await users.stop()
-    assert not good.running
-
-
-async def test_health_names_the_provider_that_cannot_work() -> None:
-    assert await authenticator(Table("file", {})).health() is None
-    assert await authenticator(Table("file", {}), Table("ldap", OSError())).health() == "ldap: not there"
 
 
 async def test_providers_work_for_the_client_that_logs_in_and_for_nobody_afterwards() -> None:
