@@ -9,6 +9,7 @@ import os
 import pwd
 import resource
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -35,25 +36,34 @@ def run(config: Config, *, path: Path | None, environ: Mapping[str, str], signal
     try:
         log = _open_log(config)
     except OSError as error:
-        print(f"smtpd: the log cannot be opened: {error}")
+        print(f"smtpd: the log cannot be opened: {error}", file=sys.stderr)
         return 1
     handler = log.capture_stdlib()
     _ask_for_descriptors(config, log)
     try:
         if path is None:
             _prepare_developer_setup(config, log)
-        factory = _loop_factory(config)
+        factory, server = _loop_factory(config), Server(config, log=log, environ=environ)
         signals.hold()
+    except Exception as error:
+        _report(log, error)
+        return 1
+    else:
         with asyncio.Runner(loop_factory=factory) as runner:
-            return runner.run(_serve(config, path, environ, log, signals))
+            return runner.run(_serve(server, path, environ, signals))
     finally:
         logging.getLogger().removeHandler(handler)
         log.close()
 
 
-async def _serve(config: Config, path: Path | None, environ: Mapping[str, str], log: Log, signals: EarlySignals) -> int:
-    server, loop = Server(config, log=log, environ=environ), asyncio.get_running_loop()
-    starting, reloads = loop.create_task(_start(server, config)), _Reloads(server, path, environ)
+def _report(log: Log, error: BaseException) -> None:
+    exception = None if isinstance(error, _OPERATORS_TURN) else error
+    log.error("cannot-start", problem=str(error) or type(error).__name__, exception=exception)
+
+
+async def _serve(server: Server, path: Path | None, environ: Mapping[str, str], signals: EarlySignals) -> int:
+    loop, log = asyncio.get_running_loop(), server.log
+    starting, reloads = loop.create_task(_start(server)), _Reloads(server, path, environ)
     actions: dict[int, Callable[[], None]] = {
         signal.SIGTERM: partial(_close, server, environ, starting),
         signal.SIGINT: partial(_close, server, environ, starting),
@@ -69,8 +79,7 @@ async def _serve(config: Config, path: Path | None, environ: Mapping[str, str], 
         log.info("stopped")
         return 0
     if error := starting.exception():
-        exception = None if isinstance(error, _OPERATORS_TURN) else error
-        log.error("cannot-start", problem=str(error), exception=exception)
+        _report(log, error)
         await server.stop()
         return 0 if starting.cancelling() else 1
     notify(environ, "READY=1")
@@ -79,9 +88,9 @@ async def _serve(config: Config, path: Path | None, environ: Mapping[str, str], 
     return 0
 
 
-async def _start(server: Server, config: Config) -> None:
+async def _start(server: Server) -> None:
     server.bind()
-    _drop_privileges(config)
+    _drop_privileges(server.config)
     await server.start()
 
 
@@ -159,9 +168,9 @@ def _loop_factory(config: Config) -> type[asyncio.AbstractEventLoop] | None:
         return None
     try:
         import uvloop
-    except ImportError:
+    except ImportError as error:
         if config.event_loop == "uvloop":
-            raise
+            raise OSError(f'event_loop = "uvloop": {error}') from error
         return None
     factory: type[asyncio.AbstractEventLoop] = uvloop.Loop
     return factory

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -105,6 +106,28 @@ def test_server_that_cannot_have_enough_descriptors_says_so(serve: Serve, direct
 def test_limit_that_is_enough_stays(serve: Serve, directory: Path) -> None:
     server = serve({"smtpd": {"limits": {"connections": 10}}}, python=python_with("-S -n 800", directory))
     assert soft_limit(server) == 800
+
+
+def test_developer_set_up_that_cannot_be_made_is_said_in_one_line(directory: Path) -> None:
+    (directory / "var").touch()
+    done = subprocess.run(
+        [sys.executable, "-m", "smtpd", "serve"], cwd=directory, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert f"{directory}/var" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_event_loop_that_is_not_installed_is_named(serve: Serve, directory: Path) -> None:
+    (directory / "uvloop.py").write_text("raise ImportError('not here')")
+    path = os.pathsep.join(filter(None, (str(directory), os.environ.get("PYTHONPATH"))))
+    server = serve({"smtpd": {"event_loop": "uvloop"}}, environment={"PYTHONPATH": path}, wait=False)
+    line = server.wait_for("cannot-start")
+    assert line["problem"] == 'event_loop = "uvloop": not here'
+    assert "exception" not in line
+    assert server.process.wait(60) == 1
+    server.stop()
+    assert len(server.output) == len(server.log)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
