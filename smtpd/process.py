@@ -29,6 +29,7 @@ from smtpd.users import DEVELOPER_LOGIN, UserFileError, make_developer_user
 _OPERATORS_TURN = (OSError, PluginError, PolicyError, TlsError, UserFileError)
 """Not a mistake of ours: one line says what it is, a traceback would only hide it."""
 _OTHER_FILES = 500  # descriptors for what is no connection: agents, DNS, log, state
+_MANY = 30_000  # connections to have descriptors for when their number has no limit
 
 
 def run(config: Config, *, path: Path | None, environ: Mapping[str, str], signals: EarlySignals) -> int:
@@ -152,14 +153,14 @@ async def _reload(server: Server, path: Path, environ: Mapping[str, str]) -> Non
 
 def _ask_for_descriptors(config: Config, log: Log) -> None:
     """One for each connection, and one for its content; with none left all mail is put off, by uvloop in silence."""
-    wanted = 2 * config.limits.connections + _OTHER_FILES
+    wanted = 2 * (config.limits.connections or _MANY) + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return
     # No more than needed: programs that agents start may look at each number there can be.
     got = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (got, hard))
-    if got < wanted:
+    if got < wanted and config.limits.connections:
         log.warning("few-descriptors", limit=got, wanted=wanted)
 
 

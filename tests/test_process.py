@@ -108,6 +108,13 @@ def test_limit_that_is_enough_stays(serve: Serve, directory: Path) -> None:
     assert soft_limit(server) == 800
 
 
+def test_connections_without_limit_get_more_descriptors_than_limited_ones(serve: Serve, directory: Path) -> None:
+    server = serve({"smtpd": {"limits": {"connections": 0}}}, python=python_with("-S -n 300", directory))
+    hard = int(Path(f"/proc/{server.process.pid}/limits").read_text().partition("Max open files")[2].split()[1])
+    assert soft_limit(server) == min(hard, 60_500)
+    assert server.events("few-descriptors") == []
+
+
 def test_developer_set_up_that_cannot_be_made_is_said_in_one_line(directory: Path) -> None:
     (directory / "var").touch()
     done = subprocess.run(
