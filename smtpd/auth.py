@@ -7,6 +7,7 @@ Which login a name and a password stand for is decided by providers: the users f
 
 from __future__ import annotations
 
+import asyncio
 import binascii
 import unicodedata
 from collections.abc import Coroutine, Sequence
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from smtpd.services import Services
 
 MAX_CREDENTIAL = 1024  # octets of a name or a password; RFC 4616 §2 asks for 255
+
+CHECK_SECONDS = 60.0  # for one provider: clients wait a minute or two, and one that is not there must not keep them
 
 
 class Exchange(Protocol):
@@ -187,7 +190,7 @@ class CredentialProvider:
         """The canonical login when name and password are right, else None, which must take as long.
 
         Both come prepared (`prepare_name`, `prepare_password`). An exception means that the question
-        could not be decided: the client hears 454, never 535.
+        could not be decided, as no answer within CHECK_SECONDS does: the client hears 454, never 535.
         """
         raise NotImplementedError
 
@@ -224,7 +227,8 @@ class Authenticator:
         undecided = False
         for provider in self.providers:
             try:
-                login = await provider.check_password(name, secret)
+                async with asyncio.timeout(CHECK_SECONDS):
+                    login = await provider.check_password(name, secret)
             except Busy:
                 undecided = True
             except Exception as error:  # a provider that breaks must not look like a wrong password

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from log_lines import Lines
 
-from smtpd import replies
+from smtpd import auth, replies
 from smtpd.auth import (
     Authenticator,
     CredentialProvider,
@@ -290,3 +290,22 @@ async def test_providers_work_for_the_client_that_logs_in_and_for_nobody_afterwa
         await log_in(mechanism, None, *answers, users=authenticator(table))
     assert table.clients == ["192.0.2.1", "192.0.2.1"]
     assert CLIENT.get() is None
+
+
+async def test_provider_that_does_not_answer_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent(Table):
+        async def check_password(self, user: str, password: str) -> str | None:
+            await asyncio.Event().wait()
+            return user
+
+    monkeypatch.setattr(auth, "CHECK_SECONDS", 0.01)
+    lines = Lines()
+    log = Log(LogOptions(), sink=lines)
+    silent, table = Silent("ldap", {}), Table("users", ALICE)
+    async with asyncio.timeout(10):
+        assert (
+            await log_in("PLAIN", b"\0x\0y", users=Authenticator([silent, table], log=log)) == replies.AUTH_BACKEND_DOWN
+        )
+        right = b"\0alice@example.com\0correct horse"
+        assert await log_in("PLAIN", right, users=Authenticator([silent, table], log=log)) == "alice@example.com"
+    assert events(log, lines) == ["auth-provider-broken"] * 2
