@@ -30,6 +30,7 @@ from smtpd.services import Services
 from smtpd.store import Store
 
 STOP_SECONDS = 30.0  # for all together, some may have to finish something; systemd waits 90 for the whole server
+HEALTH_SECONDS = 4.0  # for all together, too; the exporter waits 5, and then cannot say who it was
 _DEAF_SECONDS = 1.0  # more for those that go on although their time is up
 
 Part = DeliveryAgent | Filter | CredentialProvider
@@ -135,9 +136,9 @@ class Generation:
             self._log.error("stop-failed", part=name, exception=error)
 
     async def problems(self) -> list[str]:
-        """One line for each part that cannot work now."""
+        """One line for each part that cannot work now, or does not say in time whether it can."""
         parts = self._parts()
-        answers = await asyncio.gather(*(part.health() for _, part in parts), return_exceptions=True)
+        answers = await asyncio.gather(*(_complaint(part) for _, part in parts))
         return [f"{name}: {answer}" for (name, _), answer in zip(parts, answers, strict=True) if answer is not None]
 
     def _parts(self) -> Sequence[tuple[str, Part]]:
@@ -146,6 +147,14 @@ class Generation:
         if self.authenticator is not None:
             parts += [(f"auth {provider.name}", provider) for provider in self.authenticator.providers]
         return parts
+
+
+async def _complaint(part: Part) -> str | None:
+    try:
+        async with asyncio.timeout(HEALTH_SECONDS) as limit:
+            return await part.health()
+    except (Exception, asyncio.CancelledError) as error:
+        return f"no answer within {HEALTH_SECONDS:g} s" if limit.expired() else str(error) or type(error).__name__
 
 
 def check(config: Config, own: OwnParts) -> None:

@@ -164,6 +164,38 @@ async def test_provider_of_logins_is_named_when_it_cannot_work(inbox: type[Inbox
     await running.stop()
 
 
+async def test_every_part_that_cannot_work_is_named(monkeypatch: pytest.MonkeyPatch, inbox: type[Inbox]) -> None:
+    class Silent(Filter):
+        async def health(self) -> str | None:
+            return str(await asyncio.Event().wait())
+
+    class Wordless(Filter):
+        async def health(self) -> str | None:
+            raise TimeoutError
+
+    class Tidying(Filter):
+        async def health(self) -> str | None:
+            task = asyncio.create_task(asyncio.Event().wait())
+            task.cancel()
+            return str(await task)
+
+    class Ill(Filter):
+        async def health(self) -> str | None:
+            return "no room"
+
+    monkeypatch.setattr(generation, "HEALTH_SECONDS", 0.01)
+    filters = {"silent": Silent, "wordless": Wordless, "tidying": Tidying, "ill": Ill}
+    running = Server(config(), agents={"inbox": inbox}, filters=filters)
+    started = await running.start_quietly()
+    assert await started.problems() == [
+        "filter silent: no answer within 0.01 s",
+        "filter wordless: TimeoutError",
+        "filter tidying: CancelledError",
+        "filter ill: no room",
+    ]
+    await running.stop()
+
+
 async def test_reload_that_makes_no_sense_changes_nothing(inbox: type[Inbox]) -> None:
     async with Server(config(), agents={"inbox": inbox}) as running:
         with pytest.raises(ConfigError):
