@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-import threading
 import unicodedata
-from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from smtpd import replies
 from smtpd.options import Options
 from smtpd.replies import Refused
+from smtpd.workers import CLIENT, Busy
 
 if TYPE_CHECKING:
     from smtpd.log import Log
@@ -25,9 +24,7 @@ if TYPE_CHECKING:
 
 MAX_CREDENTIAL = 1024  # octets of a name or a password; RFC 4616 §2 asks for 255
 
-
-class Busy(Exception):  # noqa: N818 - a state, not a mistake
-    """More logins wait to be checked than we let wait: the client may try again."""
+CHECK_SECONDS = 60.0  # for one provider: clients wait a minute or two, and one that is not there must not keep them
 
 
 class Exchange(Protocol):
@@ -35,6 +32,8 @@ class Exchange(Protocol):
 
     user: str
     """The name that is tried, as the client wrote it; mechanisms set it for the log."""
+    client: str | None
+    """The client's address; None when nobody knows it."""
 
     async def challenge(self, data: bytes) -> bytes:
         """Send `334` with `data`, return the decoded response; raises Refused when there is none."""
@@ -72,7 +71,7 @@ class Plain(Mechanism):
         password = _decode_text(parts[2])
         if identity and prepare_name(identity) != prepare_name(user):
             raise Refused(replies.AUTH_FAILED)
-        return await exchange.ask(authenticator.check_password(user, password))
+        return await exchange.ask(authenticator.check_password(user, password, client=exchange.client))
 
 
 class Login(Mechanism):
@@ -85,7 +84,7 @@ class Login(Mechanism):
         """See `Mechanism`; an empty initial response counts as none."""
         exchange.user = user = _decode_text(initial or await exchange.challenge(b"Username:"))
         password = _decode_text(await exchange.challenge(b"Password:"))
-        return await exchange.ask(authenticator.check_password(user, password))
+        return await exchange.ask(authenticator.check_password(user, password, client=exchange.client))
 
 
 _MECHANISMS: dict[str, Mechanism] = {mechanism.name: mechanism for mechanism in (Plain(), Login())}
@@ -191,59 +190,45 @@ class CredentialProvider:
         """The canonical login when name and password are right, else None, which must take as long.
 
         Both come prepared (`prepare_name`, `prepare_password`). An exception means that the question
-        could not be decided: the client hears 454, never 535.
+        could not be decided, as no answer within CHECK_SECONDS does: the client hears 454, never 535.
         """
         raise NotImplementedError
 
 
 class Authenticator:
-    """All providers of `[smtpd.auth]`, asked in their order; starts and stops them."""
+    """All providers of `[smtpd.auth]`, asked in their order; somebody else starts and stops them."""
 
     def __init__(self, providers: Sequence[CredentialProvider], *, log: Log) -> None:
-        self._providers = tuple(providers)
+        self.providers = tuple(providers)
         self._log = log
         self._broken: set[str] = set()
 
     def mechanisms(self, tls: bool) -> tuple[str, ...]:
         """Names to advertise: none without providers, no plaintext mechanism without TLS (RFC 4954 §4)."""
-        if not self._providers:
+        if not self.providers:
             return ()
         return tuple(mechanism.name for mechanism in _MECHANISMS.values() if tls or not mechanism.plaintext)
 
-    async def start(self) -> None:
-        """Start the providers; when one cannot start, those that did are stopped again."""
-        started: list[CredentialProvider] = []
+    async def check_password(self, user: str, password: str, *, client: str | None = None) -> str:
+        """The canonical login; raises Refused with AUTH_FAILED, or AUTH_BACKEND_DOWN when it is undecided.
+
+        `client` is the address it comes from: checks of one client do not keep those of others waiting.
+        """
+        token = CLIENT.set(client)
         try:
-            for provider in self._providers:
-                await provider.start()
-                started.append(provider)
-        except BaseException:
-            for provider in reversed(started):
-                await provider.stop()
-            raise
+            return await self._ask_providers(user, password)
+        finally:
+            CLIENT.reset(token)
 
-    async def stop(self) -> None:
-        """Stop the providers."""
-        for provider in self._providers:
-            await provider.stop()
-
-    async def health(self) -> str | None:
-        """None when every provider can work, else the first complaint with the provider's name."""
-        for provider in self._providers:
-            complaint = await provider.health()
-            if complaint is not None:
-                return f"{provider.name}: {complaint}"
-        return None
-
-    async def check_password(self, user: str, password: str) -> str:
-        """The canonical login; raises Refused with AUTH_FAILED, or AUTH_BACKEND_DOWN when it is undecided."""
+    async def _ask_providers(self, user: str, password: str) -> str:
         name, secret = prepare_name(user), prepare_password(password)
         if name is None or secret is None:
             raise Refused(replies.AUTH_FAILED)
         undecided = False
-        for provider in self._providers:
+        for provider in self.providers:
             try:
-                login = await provider.check_password(name, secret)
+                async with asyncio.timeout(CHECK_SECONDS):
+                    login = await provider.check_password(name, secret)
             except Busy:
                 undecided = True
             except Exception as error:  # a provider that breaks must not look like a wrong password
@@ -259,41 +244,3 @@ class Authenticator:
         if provider not in self._broken:
             self._broken.add(provider)
             self._log.error("auth-provider-broken", provider=provider, exception=error)
-
-
-class Workers:
-    """A few threads for checks that block or burn CPU, and a bounded queue before them.
-
-    A flood of logins must cost neither the event loop nor memory: what does not fit raises Busy.
-    """
-
-    def __init__(self, name: str, *, threads: int = 2, waiting: int = 64) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
-        self._room = threading.BoundedSemaphore(threads + waiting)
-        self._closed = False
-
-    async def run[T](self, work: Callable[[], T]) -> T:
-        """Call `work` in a thread and return its result; work that still waits goes when the caller does."""
-        if self._closed or not self._room.acquire(blocking=False):
-            raise Busy
-        try:
-            future = self._pool.submit(work)
-        except BaseException:
-            self._room.release()
-            raise
-        future.add_done_callback(self._release)
-        try:
-            return await asyncio.wrap_future(future)
-        except asyncio.CancelledError:
-            caller = asyncio.current_task()
-            if self._closed and not (caller is not None and caller.cancelling()):
-                raise Busy from None  # `close` dropped the work; nobody asked the caller to end
-            raise
-
-    def _release(self, _future: Future[Any]) -> None:
-        self._room.release()
-
-    def close(self) -> None:
-        """Let what runs finish in its thread, drop what waits: its callers see Busy, and so do later ones."""
-        self._closed = True
-        self._pool.shutdown(wait=False, cancel_futures=True)

@@ -51,12 +51,15 @@ def main() -> None:
 )
 def serve(file: Path | None) -> None:
     """Run the server until SIGTERM or SIGINT; SIGHUP reads the configuration again."""
-    from smtpd.config import ConfigError, load
-    from smtpd.process import run
+    from smtpd.signals import EarlySignals
 
-    try:
-        config = load(file, os.environ)
-    except ConfigError as error:
-        click.echo(str(error), err=True)
-        sys.exit(1)
-    sys.exit(run(config, path=file, environ=os.environ))
+    with EarlySignals() as signals:
+        from smtpd.config import ConfigError, load
+        from smtpd.process import run
+
+        try:
+            config = load(file, os.environ)
+        except ConfigError as error:
+            click.echo(str(error), err=True)
+            sys.exit(1)
+        sys.exit(run(config, path=file, environ=os.environ, signals=signals))

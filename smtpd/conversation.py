@@ -162,7 +162,7 @@ class Conversation(Answering):
             raise Refused(replies.AUTH_IN_TRANSACTION)
         command = commands.parse_auth(argument)
         mechanism = auth.find_mechanism(command.mechanism, tls=self.session.tls is not None)
-        exchange = Exchange(self.channel, self.service.config.timeouts.auth)
+        exchange = Exchange(self.channel, self.service.config.timeouts.auth, self.session.ip_text)
         try:
             initial = None if command.initial is None else auth.decode_initial(command.initial)
             login = await mechanism.authenticate(exchange, initial, authenticator)

@@ -124,6 +124,7 @@ class Exporter:
         self._token = None if options.token is None else options.token.get_secret_value().encode()
         self._context: ssl.SSLContext | None = None
         self._stamps: list[files.Stamp | None] = []
+        self._complaint = ""
         self._server: asyncio.Server | None = None
         self._requests: set[asyncio.Task[None]] = set()
         self._check: asyncio.Task[list[str]] | None = None
@@ -159,23 +160,28 @@ class Exporter:
         return name[1] if isinstance(name, tuple) and len(name) > 1 else 0
 
     def _load_certificate(self) -> None:
-        """Read the files when they have changed; OSError when they do not fit together."""
+        """Read the files when they have changed; OSError, which names them, when they cannot be used now."""
         certificate, key = self._options.cert_file, self._options.key_file or None
         stamps = [files.stamp(Path(name)) for name in (certificate, key) if name]
         if not certificate or stamps == self._stamps:
             return
-        self._stamps = stamps
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2  # RFC 8996
-        context.load_cert_chain(certificate, key, password="")  # nobody is there to ask for a pass phrase
-        self._context = context
+        try:
+            context.load_cert_chain(certificate, key, password="")  # nobody is there to ask for a pass phrase
+        except OSError as error:
+            paths = " and ".join(dict.fromkeys((certificate, key or certificate)))
+            raise OSError(f"{paths}: {error.strerror or error}") from error
+        self._context, self._stamps = context, stamps
 
     async def _shake_hands(self, writer: asyncio.StreamWriter) -> None:
         try:
             self._load_certificate()
-        except OSError as error:
-            if self._log is not None:
-                self._log.warning("certificates-kept", error=f"{self._options.cert_file}: {error.strerror or error}")
+            self._complaint = ""
+        except OSError as error:  # tried again for the next client: it may have been a matter of a moment
+            if self._log is not None and str(error) != self._complaint:
+                self._log.warning("certificates-kept", error=str(error))
+            self._complaint = str(error)
         if self._context is not None:
             await writer.start_tls(self._context, ssl_handshake_timeout=REQUEST_SECONDS)
 

@@ -29,9 +29,11 @@ from smtpd.service import Service, make_service
 from smtpd.services import Services
 from smtpd.store import Store
 
-STOP_SECONDS = 30.0  # for one agent or filter, which may have to finish something; systemd waits 90 for all of us
+STOP_SECONDS = 30.0  # for all together, some may have to finish something; systemd waits 90 for the whole server
+HEALTH_SECONDS = 4.0  # for all together, too; the exporter waits 5, and then cannot say who it was
+_DEAF_SECONDS = 1.0  # more for those that go on although their time is up
 
-Part = DeliveryAgent | Filter | Authenticator
+Part = DeliveryAgent | Filter | CredentialProvider
 Spawn = Callable[[Coroutine[Any, Any, None]], None]
 AgentMaker = Callable[..., DeliveryAgent]
 """A class of agents, or anything else that makes one of (name, options, services)."""
@@ -110,29 +112,49 @@ class Generation:
             raise
 
     async def stop(self) -> None:
-        """Stop what was started, in reverse order; one that fails or hangs does not keep the others running."""
-        while self._started:
-            name, part = self._started.pop()
-            try:
-                async with asyncio.timeout(STOP_SECONDS):
-                    await part.stop()
-            except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt):
-                raise
-            except BaseException as error:
-                self._log.error("stop-failed", part=name, exception=error)
+        """Stop what was started, all at once; one that fails or hangs does not keep the others running."""
+        stopping = {asyncio.create_task(self._stop(*started)): started[0] for started in self._started}
+        self._started.clear()
+        if not stopping:
+            return
+        try:
+            _, deaf = await asyncio.wait(stopping, timeout=STOP_SECONDS + _DEAF_SECONDS)
+        except asyncio.CancelledError:
+            for task in stopping:
+                task.cancel()
+            raise
+        for task in deaf:
+            self._log.error("stop-failed", part=stopping[task], problem="it goes on although its time is up")
+
+    async def _stop(self, name: str, part: Part) -> None:
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await part.stop()
+        except (GeneratorExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # a CancelledError, too, such as that of a task which it has cancelled itself
+            self._log.error("stop-failed", part=name, exception=error)
 
     async def problems(self) -> list[str]:
-        """One line for each part that cannot work now."""
+        """One line for each part that cannot work now, or does not say in time whether it can."""
         parts = self._parts()
-        answers = await asyncio.gather(*(part.health() for _, part in parts), return_exceptions=True)
+        answers = await asyncio.gather(*(_complaint(part) for _, part in parts))
         return [f"{name}: {answer}" for (name, _), answer in zip(parts, answers, strict=True) if answer is not None]
 
     def _parts(self) -> Sequence[tuple[str, Part]]:
         parts: list[tuple[str, Part]] = [(f"agent {name}", agent) for name, agent in self.agents.items()]
         parts += [(f"filter {name}", check) for name, check in self.filters.items()]
         if self.authenticator is not None:
-            parts.append(("auth", self.authenticator))
+            parts += [(f"auth {provider.name}", provider) for provider in self.authenticator.providers]
         return parts
+
+
+async def _complaint(part: Part) -> str | None:
+    try:
+        async with asyncio.timeout(HEALTH_SECONDS) as limit:
+            return await part.health()
+    except (Exception, asyncio.CancelledError) as error:
+        return f"no answer within {HEALTH_SECONDS:g} s" if limit.expired() else str(error) or type(error).__name__
 
 
 def check(config: Config, own: OwnParts) -> None:

@@ -115,6 +115,11 @@ class DataRate:
         return slow
 
 
+def client_of(ip: str) -> str | bytes:
+    """Whom an address stands for wherever clients are told apart: an IPv6 one for its /64 network."""
+    return _client(ip)
+
+
 def _client(ip: str) -> str | bytes:
     if ":" not in ip:
         return ip

@@ -9,8 +9,10 @@ import os
 import pwd
 import resource
 import signal
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,66 +22,123 @@ from smtpd.log import Log
 from smtpd.plugins import PluginError
 from smtpd.policy.startup import PolicyError
 from smtpd.server import Server
+from smtpd.signals import EarlySignals
 from smtpd.sockets import notify
 from smtpd.users import DEVELOPER_LOGIN, UserFileError, make_developer_user
 
 _OPERATORS_TURN = (OSError, PluginError, PolicyError, TlsError, UserFileError)
 """Not a mistake of ours: one line says what it is, a traceback would only hide it."""
 _OTHER_FILES = 500  # descriptors for what is no connection: agents, DNS, log, state
+_MANY = 30_000  # connections to have descriptors for when their number has no limit
 
 
-def run(config: Config, *, path: Path | None, environ: Mapping[str, str]) -> int:
+def run(config: Config, *, path: Path | None, environ: Mapping[str, str], signals: EarlySignals) -> int:
     """Run until SIGTERM or SIGINT; the exit status. SIGHUP reads `path` again, SIGUSR1 opens the log again."""
     try:
         log = _open_log(config)
     except OSError as error:
-        print(f"smtpd: the log cannot be opened: {error}")
+        print(f"smtpd: the log cannot be opened: {error}", file=sys.stderr)
         return 1
     handler = log.capture_stdlib()
     _ask_for_descriptors(config, log)
     try:
         if path is None:
             _prepare_developer_setup(config, log)
-        factory = _loop_factory(config)
+        factory, server = _loop_factory(config), Server(config, log=log, environ=environ)
+        signals.hold()
+    except Exception as error:
+        _report(log, error)
+        return 1
+    else:
         with asyncio.Runner(loop_factory=factory) as runner:
-            return runner.run(_serve(config, path, environ, log))
+            return runner.run(_serve(server, path, environ, signals))
     finally:
         logging.getLogger().removeHandler(handler)
         log.close()
 
 
-async def _serve(config: Config, path: Path | None, environ: Mapping[str, str], log: Log) -> int:
-    server = Server(config, log=log, environ=environ)
-    loop, hang_up = asyncio.get_running_loop(), asyncio.Event()
-    # From now on: both end a process that does not listen to them, and starting may take a while.
-    loop.add_signal_handler(signal.SIGHUP, hang_up.set)
-    loop.add_signal_handler(signal.SIGUSR1, log.reopen)
-    try:
-        server.bind()
-        _drop_privileges(config)
-        await server.start()
-    except Exception as error:
-        log.error("cannot-start", problem=str(error), exception=None if isinstance(error, _OPERATORS_TURN) else error)
+def _report(log: Log, error: BaseException) -> None:
+    exception = None if isinstance(error, _OPERATORS_TURN) else error
+    log.error("cannot-start", problem=str(error) or type(error).__name__, exception=exception)
+
+
+async def _serve(server: Server, path: Path | None, environ: Mapping[str, str], signals: EarlySignals) -> int:
+    loop, log = asyncio.get_running_loop(), server.log
+    starting, reloads = loop.create_task(_start(server)), _Reloads(server, path, environ)
+    actions: dict[int, Callable[[], None]] = {
+        signal.SIGTERM: partial(_close, server, environ, starting),
+        signal.SIGINT: partial(_close, server, environ, starting),
+        signal.SIGHUP: reloads.ask,
+        signal.SIGUSR1: log.reopen,
+    }
+    for number, action in actions.items():
+        loop.add_signal_handler(number, action)
+    for number in tuple(signals.seen):
+        actions[number]()
+    await asyncio.wait([starting])
+    if starting.cancelled():
+        log.info("stopped")
+        return 0
+    if error := starting.exception():
+        _report(log, error)
         await server.stop()
-        return 1
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _close, server, environ)
-    if path is not None:
-        loop.add_signal_handler(signal.SIGHUP, lambda: server.spawn(_reload(server, path, environ)))
-        if hang_up.is_set():
-            server.spawn(_reload(server, path, environ))
+        return 0 if starting.cancelling() else 1
     notify(environ, "READY=1")
+    reloads.begin()
     await server.serve()
     return 0
 
 
-def _close(server: Server, environ: Mapping[str, str]) -> None:
+async def _start(server: Server) -> None:
+    server.bind()
+    _drop_privileges(server.config)
+    await server.start()
+
+
+def _close(server: Server, environ: Mapping[str, str], starting: asyncio.Task[None]) -> None:
     notify(environ, "STOPPING=1")
-    server.close()
+    server.close()  # so that it ends also when it has just started
+    starting.cancel()
+
+
+class _Reloads:
+    """Reads the configuration again when asked to: as soon as the server has started, and one at a time.
+
+    Whoever asks while one is under way has another one read afterwards what is there then, so that nothing older
+    comes last; who asks meanwhile is content with that one, too.
+    """
+
+    def __init__(self, server: Server, path: Path | None, environ: Mapping[str, str]) -> None:
+        self._server = server
+        self._path = path
+        self._environ = environ
+        self._is_asked = False
+        self._is_busy = True
+
+    def begin(self) -> None:
+        """From now on it may be read."""
+        self._is_busy = False
+        self._go_on()
+
+    def ask(self) -> None:
+        """Have it read; the log is opened again at once."""
+        self._server.log.reopen()
+        self._is_asked = self._path is not None
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._is_asked and not self._is_busy and self._path is not None:
+            self._is_busy = True
+            self._server.spawn(self._read(self._path))
+
+    async def _read(self, path: Path) -> None:
+        while self._is_asked:
+            self._is_asked = False
+            await _reload(self._server, path, self._environ)
+        self._is_busy = False
 
 
 async def _reload(server: Server, path: Path, environ: Mapping[str, str]) -> None:
-    server.log.reopen()
     try:
         config = await asyncio.to_thread(load, path, environ)
         await server.reload(config)
@@ -94,14 +153,14 @@ async def _reload(server: Server, path: Path, environ: Mapping[str, str]) -> Non
 
 def _ask_for_descriptors(config: Config, log: Log) -> None:
     """One for each connection, and one for its content; with none left all mail is put off, by uvloop in silence."""
-    wanted = 2 * config.limits.connections + _OTHER_FILES
+    wanted = 2 * (config.limits.connections or _MANY) + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return
     # No more than needed: programs that agents start may look at each number there can be.
     got = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (got, hard))
-    if got < wanted:
+    if got < wanted and config.limits.connections:
         log.warning("few-descriptors", limit=got, wanted=wanted)
 
 
@@ -110,9 +169,9 @@ def _loop_factory(config: Config) -> type[asyncio.AbstractEventLoop] | None:
         return None
     try:
         import uvloop
-    except ImportError:
+    except ImportError as error:
         if config.event_loop == "uvloop":
-            raise
+            raise OSError(f'event_loop = "uvloop": {error}') from error
         return None
     factory: type[asyncio.AbstractEventLoop] = uvloop.Loop
     return factory

@@ -14,8 +14,9 @@ from smtpd.replies import Refused
 class Exchange:
     """The challenges and answers between "AUTH" and its final reply; each answer may take `timeout` seconds."""
 
-    def __init__(self, channel: Channel, timeout: float) -> None:
+    def __init__(self, channel: Channel, timeout: float, client: str | None = None) -> None:
         self.user = ""
+        self.client = client
         self._channel = channel
         self._timeout = timeout
 

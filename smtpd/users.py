@@ -33,11 +33,11 @@ from smtpd.auth import (
     MAX_CREDENTIAL,
     CredentialProvider,
     ProviderOptions,
-    Workers,
     prepare_name,
     prepare_password,
 )
 from smtpd.options import Bytes, InputFile, Seconds
+from smtpd.workers import Workers
 
 if TYPE_CHECKING:
     from smtpd.services import Services
@@ -84,7 +84,7 @@ class Options(ProviderOptions):
     threads: Annotated[int, Field(ge=1, le=64)] = 2
     """Passwords checked at the same time; each takes a core and the memory of its hash."""
     waiting: Annotated[int, Field(ge=0)] = 64
-    """Logins that may wait for a thread; one more is answered 454."""
+    """Logins that may wait for a thread; one more is answered 454, and one of an address that has 3/4 of them."""
     remember: Seconds = 60.0
     """How long a password that was right is not hashed again, seconds; 0 switches it off."""
 

@@ -1,6 +1,5 @@
 import asyncio
 import base64
-import threading
 from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
@@ -10,13 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from log_lines import Lines
 
-from smtpd import replies
+from smtpd import auth, replies
 from smtpd.auth import (
     Authenticator,
-    Busy,
     CredentialProvider,
     ProviderOptions,
-    Workers,
     decode_initial,
     decode_response,
     find_mechanism,
@@ -28,12 +25,14 @@ from smtpd.log import Log
 from smtpd.metrics import Metrics
 from smtpd.replies import Refused, Reply
 from smtpd.services import Services
+from smtpd.workers import CLIENT, Busy
 
 
 class Script:
     """A client that answers challenges from a list."""
 
     user = ""
+    client = "192.0.2.1"
 
     def __init__(self, *answers: bytes) -> None:
         self.answers = list(answers)
@@ -54,21 +53,11 @@ class Table(CredentialProvider):
         super().__init__(name, ProviderOptions(type="table"), SERVICES)
         self.users = users
         self.asked: list[tuple[str, str]] = []
-        self.running = False
-
-    async def start(self) -> None:
-        if isinstance(self.users, OSError):
-            raise self.users
-        self.running = True
-
-    async def stop(self) -> None:
-        self.running = False
-
-    async def health(self) -> str | None:
-        return "not there" if isinstance(self.users, Exception) else None
+        self.clients: list[str | None] = []
 
     async def check_password(self, user: str, password: str) -> str | None:
         self.asked.append((user, password))
+        self.clients.append(CLIENT.get())
         if isinstance(self.users, Exception):
             raise self.users
         return user if self.users.get(user) == password else None
@@ -295,62 +284,28 @@ async def test_broken_provider_is_logged_once_until_it_works_again() -> None:
     assert b"correct horse" not in lines.octets
 
 
-async def test_providers_start_and_stop_together() -> None:
-    good, bad = Table("file", {}), Table("ldap", OSError("refused"))
-    users = authenticator(good, bad)
-    with pytest.raises(OSError, match="refused"):
-        await users.start()
-    assert good.running is False
-    bad.users = {}
-    await users.start()
-    assert good.running
-    assert bad.running
-    await users.stop()
-    assert not good.running
+async def test_providers_work_for_the_client_that_logs_in_and_for_nobody_afterwards() -> None:
+    table = Table("users", ALICE)
+    for mechanism, answers in (("PLAIN", [b"\0alice@example.com\0x"]), ("LOGIN", [b"alice@example.com", b"x"])):
+        await log_in(mechanism, None, *answers, users=authenticator(table))
+    assert table.clients == ["192.0.2.1", "192.0.2.1"]
+    assert CLIENT.get() is None
 
 
-async def test_health_names_the_provider_that_cannot_work() -> None:
-    assert await authenticator(Table("file", {})).health() is None
-    assert await authenticator(Table("file", {}), Table("ldap", OSError())).health() == "ldap: not there"
+async def test_provider_that_does_not_answer_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent(Table):
+        async def check_password(self, user: str, password: str) -> str | None:
+            await asyncio.Event().wait()
+            return user
 
-
-async def test_workers_refuse_what_does_not_fit_and_have_room_again_afterwards() -> None:
-    workers = Workers("test", threads=1, waiting=1)
-    go = threading.Event()
-    running = [asyncio.ensure_future(workers.run(go.wait)) for _ in range(2)]
-    await asyncio.sleep(0)
-    with pytest.raises(Busy):
-        await workers.run(lambda: True)
-    go.set()
-    assert await asyncio.gather(*running) == [True, True]
-    assert await workers.run(lambda: "room") == "room"
-    workers.close()
-
-
-async def test_work_that_waits_is_dropped_with_its_caller() -> None:
-    workers = Workers("test", threads=1, waiting=1)
-    go, done = threading.Event(), threading.Event()
-    running = asyncio.ensure_future(workers.run(go.wait))
-    waiting = asyncio.ensure_future(workers.run(done.set))
-    await asyncio.sleep(0)
-    waiting.cancel()
-    await asyncio.wait([waiting])
-    go.set()
-    await running
-    assert await workers.run(done.is_set) is False
-    workers.close()
-
-
-async def test_work_that_waits_when_the_workers_close_is_busy_not_cancelled() -> None:
-    workers = Workers("test", threads=1, waiting=1)
-    go = threading.Event()
-    running = asyncio.ensure_future(workers.run(go.wait))
-    waiting = asyncio.ensure_future(workers.run(go.wait))
-    await asyncio.sleep(0)
-    workers.close()
-    with pytest.raises(Busy):
-        await waiting
-    with pytest.raises(Busy):
-        await workers.run(go.wait)
-    go.set()
-    assert await running is True
+    monkeypatch.setattr(auth, "CHECK_SECONDS", 0.01)
+    lines = Lines()
+    log = Log(LogOptions(), sink=lines)
+    silent, table = Silent("ldap", {}), Table("users", ALICE)
+    async with asyncio.timeout(10):
+        assert (
+            await log_in("PLAIN", b"\0x\0y", users=Authenticator([silent, table], log=log)) == replies.AUTH_BACKEND_DOWN
+        )
+        right = b"\0alice@example.com\0correct horse"
+        assert await log_in("PLAIN", right, users=Authenticator([silent, table], log=log)) == "alice@example.com"
+    assert events(log, lines) == ["auth-provider-broken"] * 2

@@ -1,10 +1,16 @@
 import asyncio
 import contextlib
+import itertools
 import json
+import os
+import re
+import resource
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -299,6 +305,50 @@ async def test_renewed_certificate_is_used_and_one_that_does_not_fit_is_not(site
         assert (await send(exporter, b"GET /healthz HTTP/1.1\r\n\r\n", context)).startswith(b"HTTP/1.1 200")
     site.log.flush()
     assert site.log_file.read_text().count('"certificates-kept"') == 1
+
+
+def leave_one_descriptor(pid: int) -> tuple[int, int]:
+    """Let a process open one more and none beside it; the limits that it had."""
+    used = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    free = (number for number in itertools.count() if number not in used)
+    return resource.prlimit(
+        pid, resource.RLIMIT_NOFILE, (next(free) + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    )
+
+
+def shows_certificate_of(port: int, authority: trustme.CA) -> bool:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    with socket.create_connection(("127.0.0.1", port), 10) as plain:
+        try:
+            context.wrap_socket(plain, server_hostname="localhost").close()
+        except ssl.SSLCertVerificationError:
+            return False
+    return True
+
+
+def test_renewed_certificate_that_could_not_be_read_for_a_moment_is_read_later(
+    serve: Callable[..., Any], directory: Path
+) -> None:
+    old, new, pem = trustme.CA(), trustme.CA(), str(directory / "pem")
+    old.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(pem)
+    server = serve({"smtpd": {"metrics": {"cert_file": pem, "key_file": pem}}})
+    port, pid = int(server.wait_for("metrics")["address"].rpartition(":")[2]), server.process.pid
+    new.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(pem)
+    limits = leave_one_descriptor(pid)
+    assert shows_certificate_of(port, old)
+    assert "Too many open files" in server.wait_for("certificates-kept")["error"]
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    assert shows_certificate_of(port, new)
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+async def test_certificate_that_cannot_be_used_is_named(site: Site, tmp_path: Path, content: str | None) -> None:
+    pem = tmp_path / "pem"
+    if content is not None:
+        pem.write_text(content)
+    with pytest.raises(OSError, match=re.escape(f"{pem}: ")):
+        await site.start(Options(cert_file=str(pem)))
 
 
 @given(some.binary(max_size=200) | some.text(max_size=200).map(lambda text: f"GET /{text} HTTP/1.1\r\n\r\n".encode()))

@@ -1,12 +1,18 @@
 """One configuration takes the place of another, and what was made of it stops, whatever plug-ins do."""
 
 import asyncio
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
+from log_lines import Lines
 from stage import Stage
 
 from smtpd import Config, ConfigError, DeliveryAgent, Filter, Server, generation, server
+from smtpd.config import LogOptions, from_tables
+from smtpd.log import Log
+from smtpd.users import UserFileError
 
 TABLE = {"address": "127.0.0.1:0", "mode": "smtp", "tls": "off"}
 GREETING = b"220 mx.test ESMTP\r\n"
@@ -51,18 +57,143 @@ class Stuck(Filter):
         await asyncio.Event().wait()
 
 
+class Deaf(Filter):
+    turn = asyncio.Event()
+
+    async def stop(self) -> None:
+        while not self.turn.is_set():
+            with suppress(asyncio.CancelledError):
+                await self.turn.wait()
+
+
 class Exiting(Filter):
     async def stop(self) -> None:
         raise SystemExit(1)
 
 
-async def test_part_that_does_not_stop_keeps_nothing_running(
+class Tidy(Filter):
+    """Waits for the end of a task that it has cancelled, as one does."""
+
+    async def start(self) -> None:
+        self.task = asyncio.create_task(asyncio.Event().wait())
+
+    async def stop(self) -> None:
+        self.task.cancel()
+        await self.task
+
+
+async def test_part_that_does_not_stop_keeps_nothing_running_and_is_named(
     monkeypatch: pytest.MonkeyPatch, inbox: type[Inbox]
 ) -> None:
     monkeypatch.setattr(generation, "STOP_SECONDS", 0.01)
-    async with Server(config(), agents={"inbox": inbox}, filters={"stuck": Stuck, "exiting": Exiting}):
+    monkeypatch.setattr(generation, "_DEAF_SECONDS", 0.01)
+    filters = {"stuck": Stuck, "exiting": Exiting, "deaf": Deaf, "tidy": Tidy}
+    lines, Deaf.turn = Lines(), asyncio.Event()
+    log = Log(LogOptions(), sink=lines)
+    async with Server(config(), agents={"inbox": inbox}, filters=filters, log=log):
         pass
     assert len(inbox.stopped) == 1
+    log.flush()
+    failed = [line["part"] for line in lines.entries if line["event"] == "stop-failed"]
+    assert sorted(failed) == ["filter deaf", "filter exiting", "filter stuck", "filter tidy"]
+    Deaf.turn.set()
+
+
+async def test_parts_stop_at_the_same_time() -> None:
+    together = asyncio.Barrier(3)
+
+    class Patient(Filter):
+        async def stop(self) -> None:
+            await together.wait()
+
+    class Inbox(DeliveryAgent):
+        async def stop(self) -> None:
+            await together.wait()
+
+    async with asyncio.timeout(10):
+        async with Server(config(), agents={"inbox": Inbox}, filters={"one": Patient, "two": Patient}):
+            pass
+
+
+async def test_stop_that_is_cancelled_takes_the_parts_along() -> None:
+    stopping, cancelled = asyncio.Event(), asyncio.Event()
+
+    class Slow(DeliveryAgent):
+        async def stop(self) -> None:
+            stopping.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cancelled.set()
+
+    running = Server(config(), agents={"inbox": Slow})
+    await running.start()
+    stop = asyncio.create_task(running.stop())
+    await stopping.wait()
+    stop.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stop
+    async with asyncio.timeout(10):
+        await cancelled.wait()
+
+
+def with_logins(users: Path) -> Config:
+    agents = {"inbox": {"type": "discard", "allow_discard": True}}
+    auth = {"providers": ["staff"], "staff": {"type": "file", "path": str(users)}}
+    return from_tables({
+        "hostname": "mx.test", "postmaster": "ann@example.test",
+        "listeners": {"one": TABLE}, "domains": {"example.test": "inbox"}, "agents": agents,
+        "auth": auth, "log": {"to": "stderr", "level": "error"},
+    }, files=False)  # fmt: skip
+
+
+async def test_part_that_does_not_start_has_the_others_stopped(inbox: type[Inbox], tmp_path: Path) -> None:
+    with pytest.raises(UserFileError, match="Is a directory"):
+        await Server(with_logins(tmp_path), agents={"inbox": inbox}).start_quietly()
+    assert len(inbox.stopped) == 1
+
+
+async def test_provider_of_logins_is_named_when_it_cannot_work(inbox: type[Inbox], tmp_path: Path) -> None:
+    users = tmp_path / "users"
+    users.touch(mode=0o600)
+    running = Server(with_logins(users), agents={"inbox": inbox})
+    started = await running.start_quietly()
+    assert await started.problems() == []
+    users.unlink()
+    assert await started.problems() == [f"auth staff: {users}: No such file or directory"]
+    await running.stop()
+
+
+async def test_every_part_that_cannot_work_is_named(monkeypatch: pytest.MonkeyPatch, inbox: type[Inbox]) -> None:
+    class Silent(Filter):
+        async def health(self) -> str | None:
+            return str(await asyncio.Event().wait())
+
+    class Wordless(Filter):
+        async def health(self) -> str | None:
+            raise TimeoutError
+
+    class Tidying(Filter):
+        async def health(self) -> str | None:
+            task = asyncio.create_task(asyncio.Event().wait())
+            task.cancel()
+            return str(await task)
+
+    class Ill(Filter):
+        async def health(self) -> str | None:
+            return "no room"
+
+    monkeypatch.setattr(generation, "HEALTH_SECONDS", 0.01)
+    filters = {"silent": Silent, "wordless": Wordless, "tidying": Tidying, "ill": Ill}
+    running = Server(config(), agents={"inbox": inbox}, filters=filters)
+    started = await running.start_quietly()
+    assert await started.problems() == [
+        "filter silent: no answer within 0.01 s",
+        "filter wordless: TimeoutError",
+        "filter tidying: CancelledError",
+        "filter ill: no room",
+    ]
+    await running.stop()
 
 
 async def test_reload_that_makes_no_sense_changes_nothing(inbox: type[Inbox]) -> None:

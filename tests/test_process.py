@@ -1,12 +1,81 @@
-"""What the process does for the server before it starts."""
+"""What the process does for the server before it starts, and with signals."""
 
+import os
+import signal
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from conftest import Server
+import pytest
+from conftest import Server, toml_lines
+from dialogue import Client
 
 Serve = Callable[..., Server]
+BROKEN = "[smtpd]\nhostname = 5\n"
+FILTERS = """
+import asyncio
+from pathlib import Path
+from smtpd import DeliveryAgent, Filter
+
+class Blocking(Filter):
+    async def start(self):
+        Path("turn").read_text()
+
+class Hanging(Filter):
+    async def start(self):
+        self.services.log.info("hanging")
+        await asyncio.Event().wait()
+
+class Stubborn(Filter):
+    async def start(self):
+        self.services.log.info("hanging")
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise ValueError("not now")
+
+class Store(DeliveryAgent):
+    async def stop(self):
+        self.services.log.info("tidied")
+"""
+POINTS = """
+[smtpd.filters]
+blocking = odd:Blocking
+hanging = odd:Hanging
+stubborn = odd:Stubborn
+[smtpd.delivery_agents]
+tidy = odd:Store
+"""
+
+
+@pytest.fixture
+def starting(serve: Serve, directory: Path) -> Callable[..., Server]:
+    """Start a server whose agent says "tidied" when it stops, with one of the filters above, and do not wait for it."""
+    (directory / "odd.py").write_text(FILTERS)
+    (directory / "odd-1.dist-info").mkdir()
+    (directory / "odd-1.dist-info" / "entry_points.txt").write_text(POINTS)
+    os.mkfifo(directory / "turn")
+    path = os.pathsep.join(filter(None, (str(directory), os.environ.get("PYTHONPATH"))))
+
+    def start(check: str, **more: Any) -> Server:
+        agents = {"mailstore": None, "tidy": {"type": "tidy"}}
+        table = {"filters": {check: {}}, "agents": agents, "domains": {"example.test": "tidy"}, **more}
+        return serve({"smtpd": table}, environment={"PYTHONPATH": path}, wait=False)
+
+    return start
+
+
+@pytest.fixture
+def reading(directory: Path, tables: Callable[..., Any]) -> Iterator[tuple[Server, str]]:
+    """A server that is reading its configuration from a pipe, and what should come out of it."""
+    path = directory / "config.toml"
+    os.mkfifo(path)
+    server = Server(path, sys.executable, {})
+    yield server, "\n".join(toml_lines({"smtpd": tables({})})) + "\n"
+    server.process.kill()
+    server.stop()
 
 
 def python_with(limit: str, directory: Path) -> str:
@@ -37,3 +106,112 @@ def test_server_that_cannot_have_enough_descriptors_says_so(serve: Serve, direct
 def test_limit_that_is_enough_stays(serve: Serve, directory: Path) -> None:
     server = serve({"smtpd": {"limits": {"connections": 10}}}, python=python_with("-S -n 800", directory))
     assert soft_limit(server) == 800
+
+
+def test_connections_without_limit_get_more_descriptors_than_limited_ones(serve: Serve, directory: Path) -> None:
+    server = serve({"smtpd": {"limits": {"connections": 0}}}, python=python_with("-S -n 300", directory))
+    hard = int(Path(f"/proc/{server.process.pid}/limits").read_text().partition("Max open files")[2].split()[1])
+    assert soft_limit(server) == min(hard, 60_500)
+    assert server.events("few-descriptors") == []
+
+
+def test_developer_set_up_that_cannot_be_made_is_said_in_one_line(directory: Path) -> None:
+    (directory / "var").touch()
+    done = subprocess.run(
+        [sys.executable, "-m", "smtpd", "serve"], cwd=directory, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert f"{directory}/var" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_event_loop_that_is_not_installed_is_named(serve: Serve, directory: Path) -> None:
+    (directory / "uvloop.py").write_text("raise ImportError('not here')")
+    path = os.pathsep.join(filter(None, (str(directory), os.environ.get("PYTHONPATH"))))
+    server = serve({"smtpd": {"event_loop": "uvloop"}}, environment={"PYTHONPATH": path}, wait=False)
+    line = server.wait_for("cannot-start")
+    assert line["problem"] == 'event_loop = "uvloop": not here'
+    assert "exception" not in line
+    assert server.process.wait(60) == 1
+    server.stop()
+    assert len(server.output) == len(server.log)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_server_that_is_told_to_end_while_it_reads_its_configuration_ends_quietly(
+    reading: tuple[Server, str], number: signal.Signals
+) -> None:
+    server, _ = reading
+    with server.config.open("w"):
+        assert server.stop(number) == 0
+    assert server.output == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+def test_other_signals_wait_until_the_configuration_is_read(
+    reading: tuple[Server, str], number: signal.Signals
+) -> None:
+    server, text = reading
+    with server.config.open("w") as pipe:
+        server.process.send_signal(number)
+        pipe.write(text)
+    server.wait_for("ready")
+    if number == signal.SIGHUP:
+        with server.config.open("w") as pipe:
+            pipe.write(BROKEN)
+        server.wait_for("reload-refused")
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@pytest.mark.parametrize("check", ["hanging", "stubborn"])
+def test_server_that_is_told_to_end_while_it_starts_stops_what_has_started(
+    starting: Callable[..., Server], check: str, loop: str, number: signal.Signals
+) -> None:
+    server = starting(check, event_loop=loop)
+    server.wait_for("hanging")
+    assert server.stop(number) == 0
+    assert len(server.events("tidied")) == 1
+    assert server.events("ready") == []
+    assert len(server.output) == len(server.log)
+    assert [line["event"] for line in server.log if line["level"] == "error"] == ["cannot-start"] * (check != "hanging")
+
+
+def test_server_that_is_told_to_end_while_it_cannot_listen_does_so_afterwards(
+    starting: Callable[..., Server], directory: Path
+) -> None:
+    server = starting("blocking")
+    with (directory / "turn").open("w"):
+        server.process.send_signal(signal.SIGTERM)
+    assert server.stop() == 0
+    assert len(server.events("tidied")) == 1
+    assert len(server.output) == len(server.log)
+
+
+def test_the_last_of_two_hangups_brings_what_was_written_last(serve: Serve, directory: Path) -> None:
+    server, line = serve({"smtpd": {"max_recipients": 3}}), '"max_recipients" = '
+    texts = [server.config.read_text().replace(f"{line}3", f"{line}{number}") for number in (5, 7)]
+    server.config.unlink()
+    os.mkfifo(server.config)
+    server.process.send_signal(signal.SIGHUP)
+    with server.config.open("w") as slow:  # opens when it is read
+        (directory / "newer").write_text(texts[1])
+        (directory / "newer").rename(server.config)
+        server.process.send_signal(signal.SIGHUP)
+        for _ in range(50):  # time for it to be read too early
+            limit_said(server)
+        slow.write(texts[0])
+    server.wait_for("reloaded", 2)
+    assert limit_said(server) == 7
+
+
+def limit_said(server: Server) -> int:
+    """RFC 9422: what EHLO says of RCPTMAX."""
+    client = Client(server.port("smtp"), None)
+    client.line()
+    client.say(b"EHLO client.test\r\n")
+    client.reply()
+    client.close()
+    (line,) = (line for line in client.said.splitlines() if "RCPTMAX=" in line)
+    return int(line.partition("RCPTMAX=")[2].split()[0])

@@ -61,9 +61,9 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 async def provider(path: Path) -> AsyncIterator[Provider]:
     made = Provider(path)
-    await made.authenticator.start()
+    await made.users.start()
     yield made
-    await made.authenticator.stop()
+    await made.users.stop()
 
 
 async def test_right_password_gives_the_canonical_login(provider: Provider) -> None:
@@ -113,24 +113,24 @@ async def test_bad_line_is_reported_and_locks_out_nobody_else(provider: Provider
 @pytest.mark.parametrize("remember", [0, 60])
 async def test_remembering_or_not_the_answers_are_the_same(path: Path, remember: int) -> None:
     provider = Provider(path, remember=remember)
-    await provider.authenticator.start()
+    await provider.users.start()
     answers = [await provider.answer(LOGIN, password) for password in (PASSWORD, PASSWORD, "wrong", PASSWORD)]
     assert answers == [LOGIN, LOGIN, replies.AUTH_FAILED, LOGIN]
-    await provider.authenticator.stop()
+    await provider.users.stop()
 
 
 async def test_file_that_vanished_is_not_a_wrong_password(provider: Provider) -> None:
     provider.path.unlink()
     assert await provider.answer() is replies.AUTH_BACKEND_DOWN
-    assert "No such file" in str(await provider.authenticator.health())
+    assert "No such file" in str(await provider.users.health())
     assert provider.events().count("auth-provider-broken") == 1
 
 
 async def test_missing_file_keeps_the_server_from_starting(tmp_path: Path) -> None:
     provider = Provider(tmp_path / "none")
     with pytest.raises(UserFileError, match="none: No such file"):
-        await provider.authenticator.start()
-    await provider.authenticator.stop()
+        await provider.users.start()
+    await provider.users.stop()
 
 
 async def test_file_open_to_others_is_warned_of(provider: Provider) -> None:
@@ -142,12 +142,12 @@ async def test_file_open_to_others_is_warned_of(provider: Provider) -> None:
 
 async def test_flood_of_logins_is_answered_with_try_again(path: Path) -> None:
     provider = Provider(path, threads=1, waiting=2)
-    await provider.authenticator.start()
+    await provider.users.start()
     answers = await asyncio.gather(*(provider.answer(LOGIN, f"guess {number}") for number in range(10)))
     assert answers.count(replies.AUTH_FAILED) == 3
     assert answers.count(replies.AUTH_BACKEND_DOWN) == 7
     assert await provider.answer() == LOGIN
-    await provider.authenticator.stop()
+    await provider.users.stop()
 
 
 @pytest.mark.parametrize("cost", [CHEAP, OTHER_CHEAP])
