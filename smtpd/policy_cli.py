@@ -106,7 +106,7 @@ def _play(tests: PolicyFile, number: int, case: Case, file: Path | None) -> Perf
         envelope = Envelope(case.mail_from, case.rcpt, content)
         resolver = resolver_of(zone, config.dns, log)
         work = rehearse(config, client, envelope, resolver=resolver, now=_clock(case.time), listener=case.listener)
-        return asyncio.run(work)
+        performance = asyncio.run(work)
     except ScriptError as error:
         raise ConfigError([tests.problem(number, key, str(error))]) from None
     except RehearsalError as error:
@@ -114,6 +114,9 @@ def _play(tests: PolicyFile, number: int, case: Case, file: Path | None) -> Perf
         raise ConfigError([tests.problem(number, key, str(error))]) from None
     finally:
         log.close()
+    if problems := tests.label_problems(number, performance.known_labels):
+        raise ConfigError(problems)
+    return performance
 
 
 def _config(tests: PolicyFile, number: int, case: Case, file: Path | None) -> Config:
