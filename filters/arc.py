@@ -47,7 +47,7 @@ from smtpd.content import MAX_HEAD
 from smtpd.findings import ArcResult, DkimResults, SpfResults
 from smtpd.model import ContentSource, Message, Transaction
 from smtpd.options import Bytes, FilterOptions, Strings
-from smtpd.patterns import HostPatterns, HostSet
+from smtpd.patterns import DomainPatterns, HostSet
 from smtpd.policy import PASS, Filter, Verdict
 from smtpd.services import Services
 
@@ -71,7 +71,7 @@ class ArcOptions(FilterOptions):
 
     unless: Strings = ("authenticated",)
     """Conditions that silence a refusal: "authenticated", "trusted", "tls", or a label another filter gives."""
-    trusted_sealers: HostPatterns = ()
+    trusted_sealers: DomainPatterns = ()
     """Domains of seals (d=) that are believed, such as "lists.example" or "*.example"."""
     fail: Literal["tag", "reject"] = "tag"
     """What happens to a message whose chain fails: the label "arc-fail", or 550 5.7.29 as well."""

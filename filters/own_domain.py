@@ -39,7 +39,7 @@ from smtpd.findings import ArcResult, DkimResults, IprevResult, SpfResults
 from smtpd.metrics import Counter
 from smtpd.model import Message, Session, Transaction
 from smtpd.options import FilterOptions, Strings
-from smtpd.patterns import HostPatterns, host_key
+from smtpd.patterns import DomainPatterns, host_key
 from smtpd.policy import PASS, Filter, Verdict
 from smtpd.services import Services
 
@@ -63,7 +63,7 @@ _UNKNOWN = frozenset(("own-domain-temperror",))
 class OwnDomainOptions(FilterOptions):
     """Options of `own_domain`."""
 
-    domains: HostPatterns = ()
+    domains: DomainPatterns = ()
     """Our own domains, "example.com" or "*.example.com"; empty: those in `[smtpd.domains]`."""
     subdomains: bool = False
     """Whether all names below our domains are ours, too."""

@@ -137,3 +137,44 @@ def test_check_takes_files_of_dmarc_that_are_not_named_or_there(tmp_path: Path) 
     for options in ("", f'psl_file = "{tmp_path}/list"\nreport_file = "{tmp_path}/rows"\n'):
         path.write_text(GOOD + DMARC + options)
         assert CliRunner().invoke(main, ["check", "--config", str(path)]).exit_code == 0
+
+
+def test_check_finds_a_suffix_list_that_nobody_reads(tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(f'{GOOD}{DMARC.replace("psl", "tree")}psl_file = "{path}"\n')
+    result = CliRunner().invoke(main, ["check", "--config", str(path)])
+    assert result.exit_code == 1
+    assert 'bad.toml:12: smtpd.filters.dmarc.psl_file: needs discovery = "psl": ' in result.stderr
+
+
+def test_check_finds_forwarders_to_domains_that_are_not_ours(tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(
+        GOOD
+        + '[smtpd.domains]\n"*.example.net" = "store"\n"example.com" = "store"\n'
+        + '[smtpd.agents.store]\ntype = "discard"\nallow_discard = true\n'
+        + '[[smtpd.filters.trusted_forwarders.entries]]\nname = "uni"\nnetworks = ["192.0.2.1"]\n'
+        + 'domains = [\n"EXAMPLE.com", "a.example.net",\n"exmaple.com", "example.net"]\n'
+    )
+    result = CliRunner().invoke(main, ["check", "--config", str(path)])
+    place = "bad.toml:19: smtpd.filters.trusted_forwarders.entries[0].domains"
+    assert [line for line in result.stderr.splitlines() if not line.startswith("warning: ")] == [
+        f'{place}[2]: exmaple.com is not in [smtpd.domains], did you mean "example.com"?',
+        f'{place}[3]: example.net is not in [smtpd.domains], did you mean "example.com"?',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("filters", "option"),
+    [
+        ("[smtpd.filters.arc]\n", "arc.trusted_sealers"),
+        (DMARC, "dmarc.exempt_domains"),
+        ("[smtpd.filters.spf]\n[smtpd.filters.dkim]\n[smtpd.filters.own_domain]\n", "own_domain.domains"),
+    ],
+)
+def test_check_finds_domains_that_are_none(tmp_path: Path, filters: str, option: str) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(f'{GOOD}{filters}{option.partition(".")[2]} = ["ok.example", "list@lists.example"]\n')
+    result = CliRunner().invoke(main, ["check", "--config", str(path)])
+    assert result.exit_code == 1
+    assert f"smtpd.filters.{option}[1]: must be a domain such as " in result.stderr
