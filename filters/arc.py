@@ -21,9 +21,9 @@ a second Subject.
 
 Put there whoever forwards to you, and checks DMARC itself. The name is that of the seal (d=), such as "google.com".
 
-A stranger cannot make it work hard: a chain that cannot pass costs no lookup; each key is looked up once; body and
-header are read once, however many have signed them; keys have the limits of `dkim`. `smtpd_arc_checks_total` counts
-results.
+A stranger cannot make it work hard: a chain that cannot pass costs no lookup; each key is looked up once, eight at a
+time; body and header are read once, however many have signed them; keys have the limits of `dkim`.
+`smtpd_arc_checks_total` counts results.
 """
 
 from __future__ import annotations
