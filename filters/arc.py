@@ -120,7 +120,7 @@ class Arc(Filter):
         try:
             header = HeaderSection(head, max_octets=self._wishes.max_header, max_fields=self._wishes.max_fields)
         except Unusable as unusable:
-            return self._judge(mail, ArcResult("fail", reason=unusable.reason, client_ip=ip), is_ours=True)
+            return self._judge(mail, ArcResult("fail", reason=unusable.reason, client_ip=ip, is_unread=True))
         if not has_chain(header):
             return self._judge(mail, ArcResult("none"))
         # This stands if the filter breaks or comes too late: nobody is to be refused for good because of that.
@@ -180,14 +180,13 @@ class Arc(Filter):
                 return True
         return False
 
-    def _judge(self, mail: Transaction, result: ArcResult, *, is_ours: bool = False) -> Verdict:
-        """`is_ours`: it is a limit of ours that it did not pass."""
+    def _judge(self, mail: Transaction, result: ArcResult) -> Verdict:
         mail.facts.add(result)
         self._checks[result.status].inc()
         if result.trusted_by:
             self._checks["trusted"].inc()
         if result.status not in ("pass", "fail"):
             return PASS
-        refused = result.status == "fail" and self._wishes.fail == "reject" and not is_ours
+        refused = result.status == "fail" and self._wishes.fail == "reject" and not result.is_unread
         label = frozenset((f"arc-{result.status}",))
         return Verdict(replies.ARC_FAILED(reason=result.reason) if refused else None, labels=label)
