@@ -15,8 +15,11 @@ from itertools import count
 from letters import SELECTOR, key_record, signature_of, signed
 from nameserver import DMARC_RECORD
 
+from filters.arc import Arc
 from filters.dkim import Dkim
 from filters.dmarc import Dmarc
+from filters.headers import Headers
+from filters.own_domain import OwnDomain
 from filters.spf import Spf
 from smtpd.memory import MemoryServer
 from smtpd.zone import Zone
@@ -30,6 +33,7 @@ _SMALL = b"Hello\r\n"
 _BLANKS = 60 << 10
 _SIGNATURES, _FIELDS = 1000, 1000
 _ALLOWED = 990  # with what else a message has it stays below the limit of 1000 fields, so that all are looked at
+_BIG = 248 << 10  # octets; `headers` refuses a header section of more than 256 KiB for its size
 _LONG = 7500  # octets; a signature field above 8 KiB is not read at all
 _HUGE_BITS = 16_000
 _REPORT = 4096  # octets that our own fields stand in
@@ -41,7 +45,7 @@ class Hostile:
 
     seconds: float
     outcome: str
-    """The code of the reply to the message, and what our Authentication-Results field says of its DKIM."""
+    """The reply when it was refused, else its code and what our Authentication-Results field says of its DKIM."""
 
 
 def measure() -> dict[str, Hostile]:
@@ -81,6 +85,8 @@ def messages() -> Mapping[str, bytes]:
         f"{_ALLOWED} fields of one name, 8 times signed": _letter(
             _field(SELECTOR, _SMALL, h=repeated, b="AAAA") * 8, _SMALL, b"X-Field: value\r\n" * (_ALLOWED - 10)
         ),
+        "248 KiB of empty fields": _letter(b"", _SMALL, b"a:\r\n" * (_BIG // 4)),
+        "248 KiB of empty From fields": _letter(b"", _SMALL, b"From:\r\n" * (_BIG // 7)),
     }
 
 
@@ -102,7 +108,7 @@ def zone() -> Zone:
 
 async def _measure() -> dict[str, Hostile]:
     found: dict[str, Hostile] = {}
-    filters = {"spf": Spf, "dkim": Dkim, "dmarc": Dmarc}
+    filters = {"spf": Spf, "dkim": Dkim, "arc": Arc, "dmarc": Dmarc, "own_domain": OwnDomain, "headers": Headers}
     senders = (f"eve{number}@{_DOMAIN}" for number in count())  # a retry would not be verified once more
     async with MemoryServer(filters=filters, resolver=zone()) as server:
         for name, octets in messages().items():
@@ -113,7 +119,9 @@ async def _measure() -> dict[str, Hostile]:
                 replies = await talk.send(octets, sender=next(senders))
                 costs.append(time.process_time() - begun)
                 await talk.hang_up()
-            outcome = f"{replies[-1][:3]} {_verdict(server.delivered[-1].content)}"
+            outcome = replies[-1].partition(" [")[0]
+            if server.delivered:
+                outcome = f"{outcome[:3]} {_verdict(server.delivered[-1].content)}"
             found[name] = Hostile(seconds=sorted(costs)[TIMES // 2], outcome=outcome)
             server.delivered.clear()
     return found

@@ -164,4 +164,4 @@ class RecipientFile(KnownRecipients):
                 try:
                     yield self._key(address)
                 except AddressError as error:
-                    raise ValueError(f"{self._path}, line {number}: {error.problem}") from None
+                    raise ValueError(f"{self._path}:{number}: {error.problem}") from None

@@ -21,9 +21,9 @@ a second Subject.
 
 Put there whoever forwards to you, and checks DMARC itself. The name is that of the seal (d=), such as "google.com".
 
-A stranger cannot make it work hard: a chain that cannot pass costs no lookup; each key is looked up once; body and
-header are read once, however many have signed them; keys have the limits of `dkim`. `smtpd_arc_checks_total` counts
-results.
+A stranger cannot make it work hard: a chain that cannot pass costs no lookup; each key is looked up once, eight at a
+time; body and header are read once, however many have signed them; keys have the limits of `dkim`.
+`smtpd_arc_checks_total` counts results.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from smtpd.content import MAX_HEAD
 from smtpd.findings import ArcResult, DkimResults, SpfResults
 from smtpd.model import ContentSource, Message, Transaction
 from smtpd.options import Bytes, FilterOptions, Strings
-from smtpd.patterns import HostPatterns, HostSet
+from smtpd.patterns import DomainPatterns, HostSet
 from smtpd.policy import PASS, Filter, Verdict
 from smtpd.services import Services
 
@@ -71,7 +71,7 @@ class ArcOptions(FilterOptions):
 
     unless: Strings = ("authenticated",)
     """Conditions that silence a refusal: "authenticated", "trusted", "tls", or a label another filter gives."""
-    trusted_sealers: HostPatterns = ()
+    trusted_sealers: DomainPatterns = ()
     """Domains of seals (d=) that are believed, such as "lists.example" or "*.example"."""
     fail: Literal["tag", "reject"] = "tag"
     """What happens to a message whose chain fails: the label "arc-fail", or 550 5.7.29 as well."""
@@ -120,7 +120,7 @@ class Arc(Filter):
         try:
             header = HeaderSection(head, max_octets=self._wishes.max_header, max_fields=self._wishes.max_fields)
         except Unusable as unusable:
-            return self._judge(mail, ArcResult("fail", reason=unusable.reason, client_ip=ip), is_ours=True)
+            return self._judge(mail, ArcResult("fail", reason=unusable.reason, client_ip=ip, is_unread=True))
         if not has_chain(header):
             return self._judge(mail, ArcResult("none"))
         # This stands if the filter breaks or comes too late: nobody is to be refused for good because of that.
@@ -180,14 +180,13 @@ class Arc(Filter):
                 return True
         return False
 
-    def _judge(self, mail: Transaction, result: ArcResult, *, is_ours: bool = False) -> Verdict:
-        """`is_ours`: it is a limit of ours that it did not pass."""
+    def _judge(self, mail: Transaction, result: ArcResult) -> Verdict:
         mail.facts.add(result)
         self._checks[result.status].inc()
         if result.trusted_by:
             self._checks["trusted"].inc()
         if result.status not in ("pass", "fail"):
             return PASS
-        refused = result.status == "fail" and self._wishes.fail == "reject" and not is_ours
+        refused = result.status == "fail" and self._wishes.fail == "reject" and not result.is_unread
         label = frozenset((f"arc-{result.status}",))
         return Verdict(replies.ARC_FAILED(reason=result.reason) if refused else None, labels=label)

@@ -24,6 +24,9 @@ MAX_SETS = 50  # RFC 8617 §4.2.1
 _BLANKS = rb"(?:[ \t\r\n]++|\((?:[^()\\]|\\.)*+\))*+"  # comments in comments are nobody's here
 _INSTANCE = re.compile(rb"0?[1-9]|[1-4][0-9]|50")
 _RESULTS_INSTANCE = re.compile(_BLANKS + rb"i" + _BLANKS + rb"=" + _BLANKS + rb"([0-9]{1,3})" + _BLANKS + rb";")
+# What fields say for themselves, as far as they can be read, however wrong the rest of them is.
+_SAID_INSTANCE = re.compile(rb"(?:\A|;)[ \t\r\n]*+i[ \t\r\n]*+=[ \t\r\n]*+([0-9]{1,9})")
+_SAID_FAILED = re.compile(rb"(?:\A|;)[ \t\r\n]*+cv[ \t\r\n]*+=[ \t\r\n]*+(?i:fail)[ \t\r\n]*+(?:;|\Z)")
 _MAX_BEFORE_RESULTS = 256  # octets in which i= of ARC-Authentication-Results ends
 _SHOWN = {RESULTS: "ARC-Authentication-Results", SIGNATURE: "ARC-Message-Signature", SEAL: "ARC-Seal"}
 
@@ -75,6 +78,18 @@ def read_chain(header: HeaderSection, now: float, *, max_sets: int = MAX_SETS) -
         )
         for instance in chain
     ]
+
+
+def has_ended(header: HeaderSection) -> bool:
+    """Whether a host has said that the chain failed: nobody continues it then (RFC 8617 §5.1.3)."""
+    return any(_SAID_FAILED.search(header.value(place)) for place in header.places(SEAL))
+
+
+def highest_instance(header: HeaderSection) -> int:
+    """The highest i= of any field, also of a chain that is none; 0: there is none. It may be more than `MAX_SETS`."""
+    said = [_RESULTS_INSTANCE.match(header.value(place)[:_MAX_BEFORE_RESULTS]) for place in header.places(RESULTS)]
+    said += [_SAID_INSTANCE.search(header.value(place)) for name in (SIGNATURE, SEAL) for place in header.places(name)]
+    return max((int(match[1]) for match in said if match is not None), default=0)
 
 
 def _tags(header: HeaderSection, place: int, name: bytes) -> Tags:

@@ -5,10 +5,13 @@ filter it takes along what we found, signed: our results as `ARC-Authentication-
 and a seal over the chain. The public key is published as one for DKIM, at `selector._domainkey.domain`.
 
 Only messages whose recipients all go to agents in `agents` are sealed: fields of a message are the same for all who get
-it. Nothing is sealed
+it. Where a chain came with the message that does not pass, the seal says so (`cv=fail`), and is over nothing but our
+own set (RFC 8617 §5.1.2): the next server need not look for itself, and knows where the chain broke. Nothing is sealed
 
-- when a chain came with the message and did not pass, or `arc` is not switched on: nobody would believe it anyway;
-- when 50 hosts have sealed it, or its header section is bigger than 256 KiB or has a line that is no field.
+- when a host before us has said so already, when a key of the chain could not be looked up, or when `arc` is not
+  switched on;
+- when 50 hosts have sealed it, or its header section is beyond the limits of `arc`, or 256 KiB and 1000 fields, or has
+  a line that is no field.
 
 It stands behind filters that change messages: they are asked in the order of the file, so put it last. It never
 refuses anything. `smtpd_arc_seals_total` counts.
@@ -32,11 +35,13 @@ from smtpd.services import Services
 
 SEALS = metrics.Counter(
     "smtpd_arc_seals_total",
-    "Messages for agents that are to be sealed; result is sealed, broken_chain (one came with it that does not pass) "
-    "or impossible (too many sets, or a header section that cannot be read).",
+    "Messages for agents that are to be sealed; result is sealed, failed (sealed with cv=fail), unknown (not sealed: "
+    "nobody knows whether its chain passes) or impossible (too many sets, a chain that others have said to have "
+    "failed, or a header section that cannot be read).",
     ("filter", "result"),
 )
 
+_RESULTS = ("sealed", "failed", "unknown", "impossible")
 _MAX_KEY = 1 << 16  # octets of a key file
 
 
@@ -66,7 +71,7 @@ class ArcSeal(Filter):
         self._wishes = options
         self._agents = frozenset(options.agents)
         counter = services.metrics.counter(SEALS)
-        self._seals = {result: counter.labels(name, result) for result in ("sealed", "broken_chain", "impossible")}
+        self._seals = {result: counter.labels(name, result) for result in _RESULTS}
         self._sealer: Sealer | None = None
         self._turns = Turns()
 
@@ -90,18 +95,24 @@ class ArcSeal(Filter):
         if self._sealer is None or not {recipient.agent for recipient in mail.recipients} <= self._agents:
             return PASS
         arc = mail.facts.get(ArcResult)
-        if arc is None or arc.status not in ("none", "pass"):
-            self._seals["broken_chain"].inc()
-            return PASS
+        if arc is None or arc.status == "temperror":
+            return self._leave("unknown")
+        if arc.is_unread:
+            return self._leave("impossible")
+        has_failed = arc.status == "fail"
         results = results_field(self.services.authserv_id or self.services.hostname, mail).decode("utf-8", "replace")
         value = results.partition(":")[2].strip()
+        steps = self._sealer.steps(message.content, value, self.services.now(), has_failed=has_failed)
         try:
-            fields = await self._turns.finish(self._sealer.steps(message.content, value, self.services.now()))
+            fields = await self._turns.finish(steps)
         except CannotSeal:
-            self._seals["impossible"].inc()
-            return PASS
-        self._seals["sealed"].inc()
+            return self._leave("impossible")
+        self._seals["failed" if has_failed else "sealed"].inc()
         return Verdict(headers=fields)
+
+    def _leave(self, result: str) -> Verdict:
+        self._seals[result].inc()
+        return PASS
 
 
 def _read(path: str) -> bytes:

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from filters.arc_chain import MAX_SETS, Broken, read_chain
+from filters.arc_chain import MAX_SETS, ArcSet, Broken, has_chain, has_ended, highest_instance, read_chain
 from filters.dkim_body import body_pieces, digest_steps
 from filters.dkim_header import HeaderSection
 from filters.dkim_keys import Unusable
@@ -51,23 +51,25 @@ class Sealer:
     selector: str
     key: RSAPrivateKey
 
-    def seal(self, content: ContentSource, results: str, now: float) -> tuple[Field, Field, Field]:
+    def seal(
+        self, content: ContentSource, results: str, now: float, *, has_failed: bool = False
+    ) -> tuple[Field, Field, Field]:
         """Name and value of the three fields, the topmost first, for above everything that is there.
 
         `results` is what would stand in Authentication-Results, and says how the chain was when it came here;
-        `now` seconds since 1970. The chain must have passed, or there is none. Raises CannotSeal.
+        `now` seconds since 1970. The chain must have passed, or there is none; or else it `has_failed`. Raises
+        CannotSeal.
         """
-        return finish_at_once(self.steps(content, results, now))
+        return finish_at_once(self.steps(content, results, now, has_failed=has_failed))
 
     def steps(
-        self, content: ContentSource, results: str, now: float
+        self, content: ContentSource, results: str, now: float, *, has_failed: bool = False
     ) -> Generator[None, None, tuple[Field, Field, Field]]:
         """The same, for `Turns`."""
         head = content.head()
-        instance = self._next_instance(head, now)
+        below, chain, instance = _place(head, now, has_failed=has_failed)
         digests = yield from digest_steps(body_pieces(content.chunks(), len(head)), {("relaxed", None)})
         body = digests["relaxed", None].digest
-        below = HeaderSection(head)
         own = f"i={instance}; a=rsa-sha256; d={self.domain}; s={self.selector}; t={int(now)};"
         found: Field = ("ARC-Authentication-Results", f"i={instance}; {results}")
         names = _names(below)
@@ -77,20 +79,11 @@ class Sealer:
         )
         section = _section([("ARC-Message-Signature", signature), found], head)
         signature += self._sign(section.signed_octets(names, "relaxed", 0))
-        seal = f"{own}\r\n\tcv={'pass' if instance > 1 else 'none'}; b="
+        validation = "fail" if has_failed else "pass" if instance > 1 else "none"
+        seal = f"{own}\r\n\tcv={validation}; b="
         new: list[Field] = [("ARC-Seal", seal), ("ARC-Message-Signature", signature), found]
-        seal += self._sign(_sealed_octets(_section(new, head), head, now, len(new)))
+        seal += self._sign(_sealed_octets(_section(new, head), chain, len(new)))
         return ("ARC-Seal", seal), ("ARC-Message-Signature", signature), found
-
-    def _next_instance(self, head: bytes, now: float) -> int:
-        try:
-            section = HeaderSection(head)
-            instance = len(read_chain(section, now)) + 1 if b"arc-" in head.lower() and _has_seal(section) else 1
-        except (Unusable, Broken) as problem:
-            raise CannotSeal(str(problem)) from None
-        if instance > MAX_SETS:
-            raise CannotSeal(f"{MAX_SETS} hosts have sealed it already")
-        return instance
 
     def _sign(self, octets: bytes) -> str:
         signature = self.key.sign(sha256(octets).digest(), PKCS1v15(), Prehashed(SHA256()))
@@ -111,8 +104,20 @@ def read_key(pem: bytes) -> RSAPrivateKey:
     return key
 
 
-def _has_seal(section: HeaderSection) -> bool:
-    return any(section.places(name) for name in (b"arc-seal", b"arc-message-signature", b"arc-authentication-results"))
+def _place(head: bytes, now: float, *, has_failed: bool) -> tuple[HeaderSection, list[ArcSet], int]:
+    """The fields that are there, the sets that a seal is over beside its own, and the instance of the new one."""
+    try:
+        below = HeaderSection(head)
+        # RFC 8617 §5.1.2: the seal of a chain that has failed is over its own set, as if there were no other.
+        chain = read_chain(below, now) if has_chain(below) and not has_failed else []
+    except (Unusable, Broken) as problem:
+        raise CannotSeal(str(problem)) from None
+    if has_failed and has_ended(below):
+        raise CannotSeal("a host has said before that the chain failed")
+    instance = (highest_instance(below) if has_failed else len(chain)) + 1
+    if instance > MAX_SETS:
+        raise CannotSeal(f"{MAX_SETS} hosts have sealed it already")
+    return below, chain, instance
 
 
 def _names(below: HeaderSection) -> list[bytes]:
@@ -129,10 +134,8 @@ def _section(fields: Sequence[Field], head: bytes) -> HeaderSection:
     return HeaderSection(text.encode() + head, max_octets=1 << 20, max_fields=10_000)
 
 
-def _sealed_octets(section: HeaderSection, head: bytes, now: float, new: int) -> bytes:
-    """What the seal on top of a section is over (RFC 8617 §5.1.1); `new` fields of the section are not in `head`."""
-    below = HeaderSection(head)
-    chain = read_chain(below, now) if _has_seal(below) else []
+def _sealed_octets(section: HeaderSection, chain: Sequence[ArcSet], new: int) -> bytes:
+    """What the seal on top of a section is over (RFC 8617 §5.1.1); `chain` was read before `new` fields were on top."""
     places = [new + place for one in chain for place in (one.results_place, one.message.place, one.seal_place)]
     octets = [section.canonical(place, "relaxed") for place in (*places, 2, 1)]
     return b"".join([*octets, section.signed_octets((), "relaxed", 0)])

@@ -23,12 +23,16 @@ from dkim.crypto import UnparsableKeyError, parse_public_key
 from dkim.util import InvalidTagValueList, parse_tag_value
 
 from smtpd.dns import Answer, Resolver
+from smtpd.dns.answer import tempfail
 from smtpd.findings import DkimResult
 
 MAX_RECORD = 4096  # octets; a record with a key of 8192 bits has 1500
 MAX_RECORDS = 4  # of one name that are looked at (RFC 6376 §3.6.2.2: there is to be one)
 MAX_EXPONENT_BITS = 33  # 65537 has 17; larger ones exist to cost time
 MAX_KEPT = 1000  # parsed keys; about 1 KiB each
+# Questions about keys that one message has on their way. As many as `dkim` asks about a message and `dmarc` about a
+# domain: honest mail waits no longer, and a chain of fifty hosts does not put a hundred to our nameserver in one burst.
+AT_ONCE = 8
 
 _PADDING = PKCS1v15()
 _DIGEST = Prehashed(SHA256())
@@ -84,7 +88,7 @@ class Keys:
     async def find(
         self, resolver: Resolver, names: Collection[str], seconds: float | None = None
     ) -> dict[str, Found]:
-        """The keys of names such as "selector._domainkey.example.org"; each name is looked up once, all at a time.
+        """The keys of names such as "selector._domainkey.example.org"; each is looked up once, in order, 8 at a time.
 
         What is not known after `seconds` (None: as long as the resolver waits) is a temperror.
         """
@@ -93,8 +97,7 @@ class Keys:
         if len(missing) == 1:
             answers[missing[0]] = await resolver.resolve(missing[0], "TXT", seconds)
         elif missing:
-            found = await asyncio.gather(*(resolver.resolve(name, "TXT", seconds) for name in missing))
-            answers.update(zip(missing, found, strict=True))
+            answers.update(await _ask(resolver, missing, seconds))
         return {name: self._first(answer) for name, answer in answers.items() if answer is not None}
 
     def parse(self, record: bytes) -> Key:
@@ -118,6 +121,22 @@ class Keys:
             except Unusable as unusable:
                 problem = unusable if number == 0 else problem
         return problem
+
+
+async def _ask(resolver: Resolver, names: Collection[str], seconds: float | None) -> dict[str, Answer]:
+    clock = asyncio.get_running_loop().time
+    end = None if seconds is None else clock() + seconds
+    answers: dict[str, Answer] = {}
+    waiting = iter(names)
+
+    async def ask_on() -> None:
+        for name in waiting:
+            left = None if end is None else end - clock()
+            is_late = left is not None and left <= 0
+            answers[name] = tempfail("timeout") if is_late else await resolver.resolve(name, "TXT", left)
+
+    await asyncio.gather(*(ask_on() for _ in range(min(AT_ONCE, len(names)))))
+    return answers
 
 
 def parse_key(record: bytes, *, min_bits: int = 1024, max_bits: int = 4096) -> Key:

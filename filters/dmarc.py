@@ -55,7 +55,7 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from filters.dmarc_assessment import Assessment, Evidence, assess, gather
 from filters.dmarc_authors import Authors, find_authors
@@ -66,7 +66,7 @@ from smtpd import metrics, replies
 from smtpd.findings import ArcResult, DkimResults, DmarcResult, IprevResult, SpfResults, TrustedForwarder
 from smtpd.model import Message, Recipient, Transaction
 from smtpd.options import Bytes, FilterOptions, InputFile, OutputFile, Strings
-from smtpd.patterns import HostPatterns, HostSet
+from smtpd.patterns import DomainPatterns, HostSet
 from smtpd.policy import PASS, Filter, Verdict
 from smtpd.replies import Reply
 from smtpd.services import Services
@@ -96,7 +96,7 @@ class DmarcOptions(FilterOptions):
     """What becomes of mail with nobody in its From field who has a domain: 550 5.6.0, or it passes."""
     trust_arc: bool = True
     """Whether a sealer that `arc` trusts may say that mail passed before it was changed on its way."""
-    exempt_domains: HostPatterns = ()
+    exempt_domains: DomainPatterns = ()
     """Authors' domains whose policy is not obeyed, such as "list.example" or "*.example"; mail is labelled only."""
     report_file: OutputFile = ""
     """File that gets one line of JSON for each message whose domain wants aggregate reports; empty: none."""
@@ -104,6 +104,13 @@ class DmarcOptions(FilterOptions):
     """Size at which the report file is left alone until somebody moves it away."""
     report_recipients: bool = False
     """Whether the domains of the recipients stand in the report file."""
+
+    @field_validator("psl_file")
+    @classmethod
+    def _is_read(cls, value: str, info: ValidationInfo) -> str:
+        if value and info.data.get("discovery") == "tree":
+            raise ValueError('needs discovery = "psl": a tree walk reads no list')
+        return value
 
 
 class Dmarc(Filter):

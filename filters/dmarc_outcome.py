@@ -13,6 +13,7 @@ from hashlib import blake2b
 from filters.dmarc_assessment import Assessment
 from filters.dmarc_rows import Reason
 from smtpd.findings import DmarcResult, Override, Policy
+from smtpd.header_fields import values_of
 from smtpd.model import Message
 
 _LOWER: dict[Policy, Policy] = {"reject": "quarantine", "quarantine": "none", "none": "none"}
@@ -133,8 +134,8 @@ class Sampler:
 
     def leaves_out(self, message: Message, percent: int) -> bool:
         """Whether the policy is not meant for this message (RFC 7489 §6.6.4)."""
-        digest = blake2b(digest_size=8, key=self._key)
+        digest, head = blake2b(digest_size=8, key=self._key), message.content.head()
         for field in ("message-id", "date", "from"):
-            for value in message.field_values(field):
+            for value in values_of(head, field):
                 digest.update(len(value).to_bytes(4) + value)
         return int.from_bytes(digest.digest()) % 100 >= percent

@@ -29,6 +29,7 @@ several, is what `headers` and `dmarc` refuse.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import ClassVar, Literal
 
 from filters.dmarc_assessment import Evidence, gather
@@ -36,10 +37,11 @@ from smtpd import replies
 from smtpd.address_list import MAX_OCTETS, parse_address_list
 from smtpd.addresses import AddressError
 from smtpd.findings import ArcResult, DkimResults, IprevResult, SpfResults
+from smtpd.header_fields import values_of
 from smtpd.metrics import Counter
 from smtpd.model import Message, Session, Transaction
 from smtpd.options import FilterOptions, Strings
-from smtpd.patterns import HostPatterns, host_key
+from smtpd.patterns import DomainPatterns, host_key
 from smtpd.policy import PASS, Filter, Verdict
 from smtpd.services import Services
 
@@ -63,7 +65,7 @@ _UNKNOWN = frozenset(("own-domain-temperror",))
 class OwnDomainOptions(FilterOptions):
     """Options of `own_domain`."""
 
-    domains: HostPatterns = ()
+    domains: DomainPatterns = ()
     """Our own domains, "example.com" or "*.example.com"; empty: those in `[smtpd.domains]`."""
     subdomains: bool = False
     """Whether all names below our domains are ours, too."""
@@ -181,7 +183,7 @@ def _authors(message: Message) -> Iterator[str]:
     """The domains in From, each once; of several fields all, as far as they can be read."""
     found: dict[str, None] = {}
     octets = MAX_OCTETS
-    for value in message.field_values("from")[:MAX_FIELDS]:
+    for value in islice(values_of(message.content.head(), "from"), MAX_FIELDS):
         try:
             domains = parse_address_list(value, max_octets=octets).domains
         except AddressError:

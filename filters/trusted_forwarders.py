@@ -15,7 +15,8 @@ sends with the best intentions, and whatever it is refused bounces to somebody w
   address leads to it and it leads back to the address; what that showed stands as `iprev` in Authentication-Results.
   Nothing the client says about itself, such as its name in EHLO or the sender, makes it a trusted forwarder.
 - `domains` are recipient domains of ours that it forwards to; without any, all of them. Recipients in other domains
-  are treated as with every other client, also when they are in the same message.
+  are treated as with every other client, also when they are in the same message. One that `[smtpd.domains]` does not
+  have is a mistake in the configuration.
 
 Whose names cannot be looked up now is no trusted forwarder now; but as it may be one, `dmarc` and `own_domain` put its
 mail off (451 4.7.1) where they would refuse it.
@@ -42,7 +43,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar, Self
 
@@ -142,6 +143,12 @@ class TrustedForwardersOptions(FilterOptions):
     """Who forwards: tables with `name`, `networks`, `reverse_names`, `domains` and `never_reject`."""
     lookup_time: Annotated[Seconds, Field(gt=0)] = 4.0
     """Longest time for all lookups of a client's names together; who has no name by then is no trusted forwarder."""
+
+    def recipient_domains(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Nobody is forwarded to in a domain whose mail does not come here."""
+        for number, entry in enumerate(self.entries):
+            for position, domain in enumerate(entry.domains):
+                yield ("entries", number, "domains", position), domain
 
 
 class _Search:

@@ -136,6 +136,8 @@ class ArcResult:
     undecided: bool = False
     """A sealer in our list may vouch for the message, but that cannot be found out now."""
     client_ip: str = ""
+    is_unread: bool = False
+    """It fails because the header section cannot be read, or not within our limits: it may be a good one elsewhere."""
 
     def results(self) -> Iterable[MethodResult]:
         """RFC 8617 §10.2: smtp.remote-ip, header.oldest-pass."""

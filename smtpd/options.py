@@ -5,6 +5,7 @@ the pages below `docs/` and the JSON Schema are generated from them.
 """
 
 import re
+from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any, Literal
 
@@ -107,6 +108,10 @@ class FilterOptions(Options):
     """Conditions that silence a refusal: "authenticated", "trusted", "tls", or a label another filter gives."""
     listeners: Strings = ()
     """Listeners the filter works on; empty: all."""
+
+    def recipient_domains(self) -> Iterable[tuple[tuple[str | int, ...], str]]:
+        """Domains of recipients that options name, behind the keys that lead there; each of them must be ours."""
+        return ()
 
 
 class AgentOptions(Options):

@@ -104,6 +104,19 @@ def check_host(pattern: str) -> str:
     return star + ascii_name
 
 
+def check_domain(pattern: str) -> str:
+    """Let a good `DomainPattern` pass, in A-labels; ValueError."""
+    star = "*." if pattern.startswith("*.") else ""
+    name = pattern.removeprefix(star).removesuffix(".")
+    try:
+        if name.startswith("[") or name.rpartition(".")[2].isdecimal():  # RFC 3696 §2: no top level is a number
+            raise AddressError("it is an address")
+        return star + normalise_domain(name)
+    except AddressError as error:
+        shapes = '"host.example" or "*.example"'
+        raise ValueError(f"must be a domain such as {shapes}, but {error.problem}: {pattern!r}") from None
+
+
 def check_address(pattern: str) -> str:
     """Let a good `AddressPattern` pass; ValueError."""
     try:
@@ -126,7 +139,10 @@ def _sequence(value: object) -> object:
 
 HostPattern = Annotated[str, AfterValidator(check_host)]
 """A host name, or "*.name" for everything below `name`."""
+DomainPattern = Annotated[str, AfterValidator(check_domain)]
+"""A domain, or "*.domain" for everything below; unlike a host, it must be one that mail can have in an address."""
 AddressPattern = Annotated[str, AfterValidator(check_address)]
 """A mail address, "@domain", or "@*.domain" for all domains below `domain`."""
 HostPatterns = Annotated[tuple[HostPattern, ...], BeforeValidator(_sequence)]
+DomainPatterns = Annotated[tuple[DomainPattern, ...], BeforeValidator(_sequence)]
 AddressPatterns = Annotated[tuple[AddressPattern, ...], BeforeValidator(_sequence)]

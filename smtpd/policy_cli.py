@@ -106,7 +106,7 @@ def _play(tests: PolicyFile, number: int, case: Case, file: Path | None) -> Perf
         envelope = Envelope(case.mail_from, case.rcpt, content)
         resolver = resolver_of(zone, config.dns, log)
         work = rehearse(config, client, envelope, resolver=resolver, now=_clock(case.time), listener=case.listener)
-        return asyncio.run(work)
+        performance = asyncio.run(work)
     except ScriptError as error:
         raise ConfigError([tests.problem(number, key, str(error))]) from None
     except RehearsalError as error:
@@ -114,6 +114,9 @@ def _play(tests: PolicyFile, number: int, case: Case, file: Path | None) -> Perf
         raise ConfigError([tests.problem(number, key, str(error))]) from None
     finally:
         log.close()
+    if problems := tests.label_problems(number, performance.known_labels):
+        raise ConfigError(problems)
+    return performance
 
 
 def _config(tests: PolicyFile, number: int, case: Case, file: Path | None) -> Config:
@@ -133,17 +136,28 @@ def _zone(tests: PolicyFile, number: int, case: Case) -> Zone:
     from smtpd.config import ConfigError
     from smtpd.zone import Zone, ZoneError
 
-    key = "zone_file"
     try:
-        zone = Zone() if case.zone_file is None else Zone.load(tests.path.parent / case.zone_file)
-        key = "zone"
+        zone = Zone() if case.zone_file is None else _zone_file(tests.path.parent / case.zone_file)
+    except ZoneError as error:
+        raise ConfigError([tests.problem(number, "zone_file", str(error))]) from None
+    try:
         for name, table in case.zone.items():
             zone.put(name, **table)
     except ZoneError as error:
-        raise ConfigError([tests.problem(number, key, str(error))]) from None
-    except OSError as error:
-        raise ConfigError([tests.problem(number, key, f"cannot be read: {error.strerror}")]) from None
+        raise ConfigError([tests.problem(number, "zone", str(error))]) from None
     return zone
+
+
+def _zone_file(path: Path) -> Zone:
+    """ZoneError names it."""
+    from smtpd.zone import Zone, ZoneError
+
+    try:
+        return Zone.load(path)
+    except ZoneError as error:
+        raise ZoneError(f"{path}: {error}") from None
+    except OSError as error:
+        raise ZoneError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _content(tests: PolicyFile, case: Case) -> bytes:

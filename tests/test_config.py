@@ -75,9 +75,11 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def write(tmp_path: Path) -> Write:
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    monkeypatch.chdir(tmp_path)
+
     def write(text: str) -> Path:
-        path = tmp_path / "config.toml"
+        path = Path("config.toml")
         path.write_text(text)
         return path
 
@@ -179,7 +181,29 @@ def test_files_that_cannot_be_read_are_problems(tmp_path: Path, content: bytes) 
 
 
 def test_missing_file_is_a_problem(tmp_path: Path) -> None:
-    assert complaints(check(tmp_path / "none.toml", {})) == ["none.toml: cannot be read: No such file or directory"]
+    path = tmp_path / "none.toml"
+    assert complaints(check(path, {})) == [f"{path}: cannot be read: No such file or directory"]
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [
+        ("[smtpd]\nhostname = 3\n", ":2: smtpd.hostname: must be a string"),
+        ("[smtpd]\nhostname =\n", ":2: Invalid value, column 11"),
+        ("[smtpd]\nhostname = [", ":2: Invalid value at the end of the file"),
+        ("smtpd = 3\n", ": smtpd: there is no table [smtpd]"),
+        ("[smtpd]\n#" + "x" * (4 << 20), ": cannot be read: "),
+    ],
+)
+def test_a_file_is_named_as_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, mistake: str
+) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "config.toml").write_text(text)
+    monkeypatch.chdir(tmp_path / "one")
+    for given in (Path("config.toml"), Path("../one/config.toml"), tmp_path / "one" / "config.toml"):
+        (complaint,) = complaints(check(given, {}))
+        assert complaint.startswith(f"{given}{mistake}")
 
 
 def test_environment_overrides_keys_at_any_depth(write: Write) -> None:

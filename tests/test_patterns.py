@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtpd.addresses import Address, parse_address
-from smtpd.patterns import AddressSet, HostSet, NetworkSet, check_address, check_host
+from smtpd.patterns import AddressSet, HostSet, NetworkSet, check_address, check_domain, check_host
 
 NETWORKS = [ip_network(text) for text in ("192.0.2.0/24", "198.51.100.7", "2001:db8::/32", "::1")]
 
@@ -88,3 +88,21 @@ def test_an_address_pattern_that_could_never_match_is_refused(pattern: str) -> N
 
 def test_a_pattern_beyond_ascii_becomes_what_clients_say() -> None:
     assert check_host("*.bücher.example") == "*.xn--bcher-kva.example"
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["", ".", "*", "*.", "*.*.example", "a b", "joe@a.example", "https://a.example", "a.example:25", "a..example",
+     "[192.0.2.1]", "192.0.2.1", "192.0.2.0/24", "-a.example"],
+)  # fmt: skip
+def test_a_pattern_of_domains_that_no_mail_can_have_is_refused(pattern: str) -> None:
+    with pytest.raises(ValueError, match="must be a domain"):
+        check_domain(pattern)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "kept"),
+    [("A.example", "a.example"), ("*.a.example.", "*.a.example"), ("*.b\u00fccher.example", "*.xn--bcher-kva.example")],
+)
+def test_a_pattern_of_domains_is_kept_as_it_is_compared(pattern: str, kept: str) -> None:
+    assert check_domain(pattern) == kept

@@ -108,7 +108,9 @@ def test_machines_are_told_every_difference(desk: Path) -> None:
             CASE + 'config = { filters = { spf = { fial = "x" } } }\n',
             'policy.toml:7: config: configuration: smtpd.filters.spf.fial: unknown key, did you mean "fail"?',
         ),
-        (CASE + 'zone_file = "none.toml"\n', "policy.toml:7: zone_file: cannot be read: No such file"),
+        (CASE + 'zone_file = "none.toml"\n', "policy.toml:7: zone_file: none.toml: cannot be read: No such"),
+        (CASE + 'zone_file = "message.eml"\n', "policy.toml:7: zone_file: message.eml: is no TOML: "),
+        ('config_file = "message.eml"\n' + CASE, "policy.toml:1: config_file: message.eml:1: Expected '='"),
         (CASE + 'zone = { "a.b" = { TEXT = [] } }\n', "policy.toml:7: zone: a.b: knows no 'TEXT'"),
         (CASE + 'client = { helo = "a\\tb" }\n', "policy.toml:7: client: 'a\\tb' cannot stand in a command"),
         (CASE + 'listener = "x"\n', "policy.toml:7: listener: there is no listener 'x'; there is smtp\n"),
@@ -119,6 +121,51 @@ def test_what_cannot_be_used_is_exit_status_2(desk: Path, text: str, problem: st
     done = run(desk, text)
     assert done.exit_code == 2
     assert problem in done.stderr.replace(f"{desk}/", "")
+
+
+LABELS = """
+[config.filters.early_talker]
+[config.filters.trusted_forwarders]
+[config.filters.spf]
+mode = "off"
+[[case]]
+name = "labels"
+rcpt = "ann@example.com"
+message = "From: a@b.test"
+[case.expect]
+outcome = "accepted"
+labels = [
+"!early_talker", "!would-reject",
+"!spf-fail",
+]
+"""
+
+
+def test_labels_that_a_filter_could_give_may_be_expected_whatever_its_mode(tmp_path: Path) -> None:
+    done = run(tmp_path, LABELS)
+    assert (done.exit_code, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("mark", ["!", "! ", ""])
+def test_a_misspelt_label_is_a_mistake_whether_it_must_be_there_or_not(tmp_path: Path, mark: str) -> None:
+    done = run(tmp_path, LABELS.replace("!spf-fail", f"{mark}spf-fial"))
+    place = f"{tmp_path / 'policy.toml'}:14: expect.labels: "
+    assert done.stderr == place + 'no filter gives a label "spf-fial", did you mean "spf-fail"?\n'
+    assert (done.exit_code, done.stdout) == (2, "0 passed, 0 failed\n")
+
+
+def test_where_no_label_is_like_it_all_are_told(tmp_path: Path) -> None:
+    done = run(tmp_path, LABELS.replace("trusted_forwarders", "headers").replace("spf", "access"))
+    lines = [line.removeprefix(f"{tmp_path / 'policy.toml'}:") for line in done.stderr.splitlines()]
+    known = "; there are allowed, allowed_recipient, allowed_sender, early_talker"
+    assert lines == [
+        f'13: expect.labels: no filter gives a label "would-reject"{known}',
+        f'14: expect.labels: no filter gives a label "access-fail"{known}',
+    ]
+    bare = CASE.replace('_file = "message.eml"', ' = "From: a@b.test"').replace('data = "250"', 'labels = "!junk"')
+    assert run(tmp_path, bare).stderr.endswith(
+        'policy.toml:6: expect.labels: no filter gives a label "junk", and there is no other\n'
+    )
 
 
 def test_of_several_files_each_is_named_as_it_was_given(desk: Path) -> None:

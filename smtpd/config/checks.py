@@ -88,6 +88,11 @@ def _filters(config: Config, draft: Draft) -> Iterator[Finding]:
         for number, listener in enumerate(options.listeners):
             if listener not in known:
                 yield _unknown(("filters", name, "listeners", number), listener, known, "listener")
+        for place, domain in options.recipient_domains() if draft.is_whole("domains") else ():
+            if covering_key(config.domains, domain) is None:
+                ours = [key for key in config.domains if "*" not in key]
+                guess = closest(domain, ours)
+                yield Finding(("filters", name, *place), f"{domain} is not in [smtpd.domains]", guess)
 
 
 def _addresses(config: Config) -> Iterator[Finding]:

@@ -63,22 +63,22 @@ def check(path: FilePath | None, environ: Mapping[str, str]) -> Report:
 def _read_and_build(
     path: FilePath | None, environ: Mapping[str, str], *, over: Tree | None = None, files: bool = True
 ) -> tuple[Report, Origins]:
-    origins = Origins("developer set-up" if path is None else path.name, {})
+    origins = Origins("developer set-up" if path is None else str(path), {})
     if path is None:
         return _build(_laid_over(developer_tables(FilePath.cwd()), over), origins, environ, files=False), origins
     try:
         text = _read(path)
         document = tomllib.loads(text)
     except OSError as error:
-        return Report(None, [Problem(path.name, None, "", f"cannot be read: {error.strerror}")]), origins
+        return Report(None, [Problem(str(path), None, "", f"cannot be read: {error.strerror}")]), origins
     except tomllib.TOMLDecodeError as error:
         return Report(None, [_syntax_problem(path, text, error)]), origins
     except (ValueError, RecursionError) as error:
-        return Report(None, [Problem(path.name, None, "", f"cannot be read: {error}")]), origins
-    origins = Origins(path.name, key_lines(text))
+        return Report(None, [Problem(str(path), None, "", f"cannot be read: {error}")]), origins
+    origins = Origins(str(path), key_lines(text))
     tree = document.get("smtpd")
     if not isinstance(tree, dict):
-        return Report(None, [Problem(path.name, None, "smtpd", "there is no table [smtpd]")]), origins
+        return Report(None, [Problem(str(path), None, "smtpd", "there is no table [smtpd]")]), origins
     return _build(_laid_over(tree, over), origins, environ, files=files, secrets=files), origins
 
 
@@ -154,11 +154,11 @@ def _syntax_problem(path: FilePath, text: str, error: tomllib.TOMLDecodeError) -
     message = str(error)
     place = _SYNTAX_PLACE.search(message)
     if place is None:
-        return Problem(path.name, None, "", message)
+        return Problem(str(path), None, "", message)
     sentence = message[: place.start()]
     if place[1] is None:
-        return Problem(path.name, text.count("\n") + 1, "", f"{sentence} at the end of the file")
-    return Problem(path.name, int(place[1]), "", f"{sentence}, column {place[2]}")
+        return Problem(str(path), text.count("\n") + 1, "", f"{sentence} at the end of the file")
+    return Problem(str(path), int(place[1]), "", f"{sentence}, column {place[2]}")
 
 
 def _build(tree: Tree, origins: Origins, environ: Mapping[str, str], *, files: bool, secrets: bool = True) -> Report:

@@ -181,6 +181,21 @@ class PolicyFile:
         known = [path for path in (("case", number, key), (key,), ("case", number)) if path in self.lines]
         return Problem(str(self.path), self.lines[known[0]] if known else None, key, message)
 
+    def label_problems(self, number: int, known: frozenset[str]) -> list[Problem]:
+        """Labels of a case that are not `known`: to expect that one is not there could never fail."""
+        problems = []
+        place: KeyPath = ("case", number, "expect", "labels")
+        for position, pattern in enumerate(self.cases[number].expect.labels):
+            label = pattern.removeprefix("!")
+            if label in known:
+                continue
+            guess, message = closest(label, known), f'no filter gives a label "{label}"'
+            if guess is None:
+                message += f"; there are {', '.join(sorted(known))}" if known else ", and there is no other"
+            line = _line((*place, position), self.lines)
+            problems.append(Problem(str(self.path), line, "expect.labels", message, guess))
+        return problems
+
 
 def read_tests(path: Path) -> PolicyFile:
     """Read a file; each case has everything that holds for it. ConfigError with every mistake at once."""

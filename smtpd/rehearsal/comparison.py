@@ -32,7 +32,7 @@ def compare(expected: Expectation, performance: Performance) -> list[Difference]
     letter = performance.letters[-1] if performance.letters else None
     differences += _fields(expected.headers, letter)
     differences += _results(expected, letter)
-    labels = letter.labels if letter is not None else performance.session.labels
+    labels = performance.labels
     for label in expected.labels:
         if (label.removeprefix("!") in labels) is label.startswith("!"):
             differences.append(Difference("labels", label, ", ".join(sorted(labels)) or "none"))

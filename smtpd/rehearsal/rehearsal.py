@@ -17,7 +17,7 @@ from smtpd.generation import Generation
 from smtpd.log import Log
 from smtpd.memory import LogEntries, MemoryTransport, Talk
 from smtpd.model import Session, TlsInfo, Transaction
-from smtpd.policy import Decision, Filter
+from smtpd.policy import NEVER_REJECT, WOULD_REJECT, Decision, Filter
 from smtpd.rehearsal.questions import Question, WatchedResolver
 from smtpd.rehearsal.script import Client, Envelope, Line
 from smtpd.rehearsal.stand_ins import Believer, Collected, agent_maker
@@ -100,6 +100,18 @@ class Performance:
     letters: list[Letter]
     complaints: list[dict[str, object]]
     """Warnings and errors of the log."""
+    filter_labels: frozenset[str]
+    """Every label that filters of the configuration say they can give, in whatever mode they are."""
+
+    @property
+    def labels(self) -> frozenset[str]:
+        """Labels of the last message and of its recipients; without any message those of the session."""
+        return self.letters[-1].labels if self.letters else self.session.labels
+
+    @property
+    def known_labels(self) -> frozenset[str]:
+        """Labels that are no mistake to ask for; a filter of somebody else's may give some it says nothing of."""
+        return self.filter_labels | self.labels
 
     @property
     def ending(self) -> Ending:
@@ -146,7 +158,9 @@ async def rehearse(
     authserv_id = service.authserv_id if service.policy.gives_evidence else ""
     letters = [_letter(mail, stage, authserv_id) for mail in stage.watch.mails]
     modes = {name: options.mode for name, options in config.filters.items()}
-    return Performance(name, client, play.talk.session, now(), modes, play.steps, letters, stage.lines.entries)
+    return Performance(
+        name, client, play.talk.session, now(), modes, play.steps, letters, stage.lines.entries, stage.labels
+    )
 
 
 def unfolded(field: bytes) -> str:
@@ -183,12 +197,14 @@ class _Stage:
                 name: agent_maker(options.type, self.collected.append, ask=ask_agents)
                 for name, options in config.agents.items()
             }
-            kinds = {
+            kinds: dict[str, type[Filter]] = {
                 name: filters.get(name) or plugins.find(plugins.FILTERS, options.type or name)
                 for name, options in config.filters.items()
             }
         except plugins.PluginError as error:
             raise RehearsalError(str(error)) from None
+        labels = frozenset[str]().union(*(kind.labels for kind in kinds.values()))
+        self.labels = labels | {WOULD_REJECT} if NEVER_REJECT in labels else labels
         self.bystander = next(name for name in _free_names() if name not in kinds)
         self._log = Log(LogOptions(level="warning"), sink=self.lines)
         self._server = Server(

@@ -99,7 +99,7 @@ async def test_file_of_recipients_is_read_again_when_it_changes(start: Start, tm
     file.unlink()
     now[0] += 2
     assert await ask(agent, "eve@example.com") is None
-    assert "line 1" in events(agent)[0]
+    assert f"{file}:1: " in events(agent)[0]
     assert len(events(agent)) == 2
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import dkim
 import pytest
-from arc_house import CHANGED_TEXT, ONE, chain, private_key, zone
+from arc_house import CHANGED_TEXT, ONE, chain, drop, field_of, private_key, zone
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from dkim_house import JOE
 from signer import LETTER, Signer, ed25519_key, rsa_key
@@ -51,12 +51,24 @@ def keys() -> Zone:
     return known
 
 
-def house(key_file: Path, agents: tuple[str, ...] = ("kept",), *, with_arc: bool = True) -> MemoryServer:
+def house(
+    key_file: Path,
+    agents: tuple[str, ...] = ("kept",),
+    *,
+    with_arc: bool = True,
+    max_fields: int = 100,
+    resolver: Zone | None = None,
+) -> MemoryServer:
     Kept.seen.clear()
     options = {"domain": "MX.test", "selector": "arc", "key_file": str(key_file), "agents": list(agents)}
-    filters = {"arc_seal": (ArcSeal, options), "dkim": Dkim} | ({"arc": Arc} if with_arc else {})
+    arc = {"arc": (Arc, {"max_fields": max_fields})} if with_arc else {}
     tables = {"domains": {"example.test": "kept", "other.test": "other"}}
-    return MemoryServer(filters=filters, agents={"kept": Kept, "other": Kept}, tables=tables, resolver=keys())
+    return MemoryServer(
+        filters={"arc_seal": (ArcSeal, options), "dkim": Dkim, **arc},
+        agents={"kept": Kept, "other": Kept},
+        tables=tables,
+        resolver=resolver or keys(),
+    )
 
 
 async def sealed(key_file: Path, message: bytes) -> bytes:
@@ -67,11 +79,13 @@ async def sealed(key_file: Path, message: bytes) -> bytes:
     return Kept.seen.pop()
 
 
-def by_dkimpy(message: bytes) -> tuple[object, str]:
-    def ask(name: bytes, timeout: float = 5) -> bytes | None:
-        answer = keys().peek(name.decode().rstrip("."), "TXT")
-        return answer.txt[0] if answer is not None and answer.txt else None
+def ask(name: bytes, timeout: float = 5) -> bytes | None:
+    """The DNS for dkimpy."""
+    answer = keys().peek(name.decode().rstrip("."), "TXT")
+    return answer.txt[0] if answer is not None and answer.txt else None
 
+
+def by_dkimpy(message: bytes) -> tuple[object, str]:
     status, _, reason = dkim.arc_verify(message, dnsfunc=ask)
     return status, reason
 
@@ -143,7 +157,7 @@ async def test_chain_that_is_full_is_not_sealed(key_file: Path) -> None:
     message = LETTER
     for instance in range(1, 51):
         message = ONE.forge(message, instance)
-    async with house(key_file) as server:
+    async with house(key_file, max_fields=1000) as server:
         await (await server.connect()).send(message)
         assert server.count("smtpd_arc_checks_total", result="pass") == 1
         assert server.count("smtpd_arc_seals_total", filter="arc_seal", result="impossible") == 1
@@ -156,11 +170,82 @@ async def test_subject_that_was_not_there_cannot_be_added(key_file: Path) -> Non
     assert by_dkimpy(b"Subject: Buy this\r\n" + message)[0] == b"fail"
 
 
-async def test_chain_that_does_not_pass_is_not_sealed(key_file: Path) -> None:
+BROKEN = {
+    "changed": chain(2).replace(*CHANGED_TEXT),
+    "seal missing": drop(chain(2), "ARC-Seal", 1),
+    "newest set is half": drop(chain(2), "ARC-Seal", 2),
+    "twice the same": field_of(chain(1), "ARC-Seal", 1) + chain(1),
+    "gap": ONE.forge(chain(1), 7),
+    "not the first": ONE.forge(LETTER, 3),
+    "no number": b"ARC-Seal: i=x; cv=none\r\n" + chain(1),
+    "no tags": b"ARC-Message-Signature: what is this\r\n" + chain(2),
+    "says pass, but is the first": ONE.forge(LETTER, 1, seal={"cv": "pass"}),
+}
+
+
+def set_by_dkimpy(message: bytes) -> bytes:
+    """The set that dkimpy puts on a chain that has failed."""
+    judged = b"Authentication-Results: mx.mx.test; arc=fail\r\n" + message
+    fields: list[bytes] = dkim.arc_sign(judged, b"arc", b"mx.test", private_key(), b"mx.mx.test")
+    return b"".join(field.rstrip(b"\r\n") + b"\r\n" for field in fields)
+
+
+def alone(fields: bytes, message: bytes) -> dict[str, object]:
+    """What dkimpy finds of one set on a message without any other, as seals of failed chains are made."""
+    bare = fields + message[message.index(b"From: Joe") :]
+    _, (found,), _ = dkim.ARC(bare).verify(dnsfunc=ask)
+    return {key: found[key] for key in ("instance", "cv", "ams-valid", "as-valid")}
+
+
+@pytest.mark.parametrize("message", BROKEN.values(), ids=BROKEN)
+async def test_chain_that_does_not_pass_is_sealed_as_dkimpy_would(key_file: Path, message: bytes) -> None:
+    """RFC 8617 §5.1.2: the seal is over its own set, as if it was the only one."""
     async with house(key_file) as server:
-        await (await server.connect()).send(chain(2).replace(*CHANGED_TEXT))
-        assert server.count("smtpd_arc_seals_total", filter="arc_seal", result="broken_chain") == 1
-    assert Kept.seen.pop().count(b"ARC-Seal: ") == 2
+        await (await server.connect()).send(message)
+        assert server.count("smtpd_arc_seals_total", filter="arc_seal", result="failed") == 1
+    kept = Kept.seen.pop()
+    assert kept.endswith(message)
+    ours = kept[kept.index(b"ARC-Seal: ") :].removesuffix(message)
+    found = alone(ours, message)
+    assert found == alone(set_by_dkimpy(message), message)
+    assert (found["cv"], found["ams-valid"], found["as-valid"]) == (b"fail", True, True)
+    assert b" arc=fail reason=" in b" ".join(ours.split())
+    assert not alone(ours.replace(b"arc=fail", b"arc=pass"), message)["as-valid"]
+
+
+async def test_message_signature_of_a_failed_chain_is_over_the_message(key_file: Path) -> None:
+    message = await sealed(key_file, BROKEN["changed"])
+    assert by_dkimpy(message) == (None, "ARC-Seal[3] reported failure, the chain is terminated")
+    status, reason = by_dkimpy(message.replace(b"Hallo", b"Hello"))
+    assert (status, reason) == (b"fail", "Most recent ARC-Message-Signature did not validate")
+
+
+@pytest.mark.parametrize(
+    ("message", "result"),
+    [
+        (ONE.forge(chain(1), 2, seal={"cv": "fail"}), "impossible"),
+        (ONE.forge(ONE.forge(chain(1), 2, seal={"cv": " FAIL "}), 3), "impossible"),
+        (ONE.forge(chain(1), 50), "impossible"),
+        (b"ARC-Seal: i=1000000000000\r\n" + chain(1), "impossible"),
+        (b"".join(b"X-%d: y\r\n" % number for number in range(100)) + chain(1), "impossible"),
+    ],
+    ids=["has ended", "had ended before", "too many", "far too many", "too many fields"],
+)
+async def test_chain_that_nobody_can_go_on_with_is_left_alone(key_file: Path, message: bytes, result: str) -> None:
+    async with house(key_file) as server:
+        await (await server.connect()).send(message)
+        assert server.count("smtpd_arc_checks_total", result="fail") == 1
+        assert server.count("smtpd_arc_seals_total", filter="arc_seal", result=result) == 1
+    assert Kept.seen.pop().endswith(b"\r\n" + message)
+
+
+async def test_chain_whose_keys_nobody_knows_now_is_left_alone(key_file: Path) -> None:
+    resolver = keys()
+    resolver.put(ONE.signer.name, tempfail=True)
+    async with house(key_file, resolver=resolver) as server:
+        await (await server.connect()).send(chain(1))
+        assert server.count("smtpd_arc_seals_total", filter="arc_seal", result="unknown") == 1
+    assert Kept.seen.pop().count(b"ARC-Seal: ") == 1
 
 
 async def test_nothing_is_sealed_without_the_filter_that_looks_at_chains(key_file: Path) -> None:

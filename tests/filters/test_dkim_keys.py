@@ -1,5 +1,6 @@
 """Key records: what they allow, and which are not computed with."""
 
+import asyncio
 import base64
 from contextlib import suppress
 
@@ -7,8 +8,10 @@ import pytest
 from dkim_house import JOE, SMALL, Witness, house, only
 from hypothesis import given
 from hypothesis import strategies as st
+from resolvers import Slow
 
-from filters.dkim_keys import MAX_KEPT, Keys, Unusable, parse_key
+from filters.dkim_keys import AT_ONCE, MAX_KEPT, Keys, Unusable, parse_key
+from smtpd.dns import Answer, LimitedResolver, Type
 from smtpd.zone import Zone
 
 
@@ -135,3 +138,58 @@ async def test_only_a_few_records_of_one_name_are_looked_at() -> None:
     async with house(resolver=Zone({JOE.name: {"TXT": records}})) as server:
         await (await server.connect()).send(JOE.sign())
     assert Witness.seen[0].signatures[0].reason == "the key was revoked"
+
+
+class Crowd(Zone):
+    """Notes in which order it is asked, and how many questions are on their way at the same time."""
+
+    def __init__(self) -> None:
+        super().__init__({}, cached=False)
+        self.asked: list[str] = []
+        self.on_their_way = self.most = 0
+
+    async def resolve(self, name: str, kind: Type, timeout: float | None = None) -> Answer:
+        self.asked.append(name)
+        self.on_their_way += 1
+        self.most = max(self.most, self.on_their_way)
+        for _ in range(len(self.asked) % 3):  # some answer sooner than others
+            await asyncio.sleep(0)
+        self.on_their_way -= 1
+        return await super().resolve(name, kind, timeout)
+
+
+NAMES = [f"s{number:02}._domainkey.a.test" for number in range(100)]
+
+
+async def test_of_many_keys_a_few_are_looked_up_at_a_time_and_each_once() -> None:
+    crowd = Crowd()
+    found = await Keys(min_bits=1024, max_bits=4096).find(crowd, NAMES, 60.0)
+    assert crowd.most == AT_ONCE
+    assert crowd.asked == NAMES
+    assert {problem.reason for problem in found.values() if isinstance(problem, Unusable)} == {"there is no key"}
+    assert sorted(found) == NAMES
+
+
+async def test_the_limit_of_a_message_lets_the_first_keys_through() -> None:
+    crowd = Crowd()
+    found = await Keys(min_bits=1024, max_bits=4096).find(LimitedResolver(crowd, 60), NAMES)
+    assert crowd.asked == NAMES[:60]
+    results = [one.result for one in (found[name] for name in NAMES) if isinstance(one, Unusable)]
+    assert results == ["permerror"] * 60 + ["temperror"] * 40
+
+
+async def test_time_for_keys_is_one_for_all_of_them() -> None:
+    class Late(Slow):
+        asked = 0
+
+        async def resolve(self, name: str, kind: Type, timeout: float | None = None) -> Answer:
+            self.asked += 1
+            return await super().resolve(name, kind, timeout)
+
+    late = Late({})
+    found = await Keys(min_bits=1024, max_bits=4096).find(late, NAMES, 0.01)
+    assert late.asked == AT_ONCE
+    assert {one.reason for one in found.values() if isinstance(one, Unusable)} == {
+        "the key cannot be looked up now (timeout)"
+    }
+    assert len(found) == len(NAMES)

@@ -119,7 +119,7 @@ def test_configuration_passes_its_own_check(overrides: Mapping[str, str]) -> Non
     check = (sys.executable, "-m", "smtpd", "check", "--config", CONFIG)
     assert run(*check, env={**os.environ, **overrides}).output.startswith("ok: 4 listeners, 1 domain, 1 agent")
     plain = run(*check, expect=1).output
-    assert all(line.startswith("config.toml:") for line in plain.splitlines())
+    assert all(line.startswith(f"{CONFIG}:") for line in plain.splitlines())
     assert "smtpd.tls.cert_file: there is no such file" in plain
     assert "Traceback" not in plain
 

@@ -11,7 +11,7 @@ from smtpd.config.listeners import Listener
 from smtpd.findings import SpfCheck, SpfResults
 from smtpd.model import Message, Recipient, Session, Transaction
 from smtpd.options import AgentOptions
-from smtpd.policy import PASS, Filter, Verdict
+from smtpd.policy import NEVER_REJECT, PASS, WOULD_REJECT, Filter, Verdict
 from smtpd.rehearsal import Client, Envelope, Line, RehearsalError
 from smtpd.rehearsal.rehearsal import MAX_SAID
 from smtpd.rehearsal.watching import INTERRUPTED
@@ -315,3 +315,12 @@ async def test_nothing_is_left_running() -> None:
 def test_an_envelope_that_cannot_be_said_is_an_error(envelope: tuple[str, tuple[str, ...]]) -> None:
     with pytest.raises(ValueError):
         Envelope(*envelope, b"")
+
+
+async def test_labels_are_known_that_filters_say_they_can_give_and_those_that_are_there() -> None:
+    class Marking(Filter):
+        labels = frozenset(("clean", NEVER_REJECT))
+
+    done = await play(filters={"refusing": Refusing, "marking": Marking}, rules={"marking": {"mode": "off"}})
+    assert done.known_labels == {"suspect", "clean", NEVER_REJECT, WOULD_REJECT}
+    assert (await play(filters={"marking": Filter})).known_labels == frozenset()
