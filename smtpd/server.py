@@ -18,7 +18,7 @@ from smtpd.journal import Journal
 from smtpd.limits import ConnectionLimits, ContentBudget
 from smtpd.log import Log
 from smtpd.metrics import Metrics, Slots
-from smtpd.sockets import BACKLOG, Inherited, bind, describe
+from smtpd.sockets import BACKLOG, Inherited, bind, describe, ears
 from smtpd.store import Store, open_store
 from smtpd.tls import Certificates, Contexts, TlsError, combinations
 from smtpd.wire import Connection, Gate
@@ -325,7 +325,8 @@ class Server:
             for opened in self._sockets.get(name, ()):
                 listener = self.config.listeners[name]
                 listen = _accept if listener.proxy_protocol else _listen
-                self._listening.setdefault(name, []).append(await listen(gate, opened, loop))
+                for one in [opened] if listener.proxy_protocol else ears(opened, loop):
+                    self._listening.setdefault(name, []).append(await listen(gate, one, loop))
                 self.log.info("listening", listener=name, address=describe(opened), mode=listener.mode)
 
     def _close_listeners(self, *names: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import stat
@@ -12,6 +13,7 @@ from pathlib import Path
 from smtpd.config import split_address
 
 BACKLOG = 1024  # connections the kernel may keep for us; Postfix 511 of its own choice
+_ACCEPTED_AT_ONCE = 8
 _FIRST_INHERITED = 3
 
 
@@ -46,6 +48,17 @@ def describe(listening: socket.socket) -> str:
     if isinstance(name, tuple):
         return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
     return f"unix:{os.fsdecode(name)}"
+
+
+def ears(listening: socket.socket, loop: asyncio.AbstractEventLoop) -> list[socket.socket]:
+    """The socket, as often as it has to be listened on to take a burst of connections in one turn of the event loop.
+
+    asyncio takes all there are, uvloop one for each descriptor. One turn for each connection costs half as much
+    again as the connection, and its client a place at the end of the line.
+    """
+    if listening.family == socket.AF_UNIX or isinstance(loop, asyncio.BaseEventLoop):
+        return [listening]
+    return [listening, *(listening.dup() for _ in range(_ACCEPTED_AT_ONCE - 1))]
 
 
 def _bind_tcp(host: str, port: int) -> list[socket.socket]:
