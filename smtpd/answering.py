@@ -74,7 +74,8 @@ class Answering:
         return self.in_flight.mail if self.in_flight is not None else None
 
     def _say(self, reply: Reply, tag: str = "") -> None:
-        self.channel.write(reply.encode(tag, self.service.texts))
+        texts = self.service.texts
+        self.channel.write(reply.encode(tag, texts) if tag or texts else reply.plain)
 
     def _refuse(self, reply: Reply, address: object = None, *, traced: bool = False, logged: bool = False) -> None:
         """Say no, count it, and hang up on a client that is told so too often."""

@@ -149,7 +149,8 @@ class Channel:
         `timeout` seconds may pass without an octet, and `rate` octets per second must come on average over
         a minute (0 switches either off).
         """
-        if self.pending and (self._feed(receiver) or receiver.found_bare_line_end or receiver.hopeless):
+        has_begun = self._position < len(self._data)
+        if has_begun and (self._feed(receiver) or receiver.found_bare_line_end or receiver.hopeless):
             return
         began = now = self._loop.time()
         watch, seen = None, 0

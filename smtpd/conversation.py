@@ -87,7 +87,7 @@ class Conversation(Answering):
         if self.unread:
             self._note_reading()
         self.verb = ""
-        if self.channel.pending and not (self.session.esmtp and service.switches.pipelining):
+        if not (self.session.esmtp and service.switches.pipelining) and self.channel.pending:
             self.session.early = True  # RFC 2920 §3.1: nobody allowed it to go on
         verb, argument = commands.split(line)
         method = METHODS.get(verb)
@@ -201,6 +201,8 @@ class Conversation(Answering):
             return
         extensions = service.extensions if session.esmtp else NO_EXTENSIONS
         command = commands.parse_mail(argument, extensions, service.config.strict_syntax)
+        if command.smtputf8 and not service.offers_utf8:
+            raise Refused(replies.UNKNOWN_PARAMETER(parameter="SMTPUTF8"))
         session.transactions += 1
         mail, reply = Transaction.begin(command, session), None
         self.in_flight = InFlight(mail, Deliveries(service.agents, mail, service.log))

@@ -88,11 +88,12 @@ class Reply:
         if not texts and not trace:
             return self.plain
         text = texts.get(self.key, self.text) if texts else self.text
+        plain = self.plain
         if text is self.text:
             if not trace:
-                return self.plain
-            if len(self.plain) + len(trace) + 3 <= MAX_LINE and self.plain.find(b"\r\n") + 2 == len(self.plain):
-                return b"%b [%b]\r\n" % (self.plain[:-2], trace.encode("ascii"))
+                return plain
+            if len(plain) + len(trace) + 3 <= MAX_LINE and plain.find(b"\r\n") + 2 == len(plain):
+                return b"%b [%b]\r\n" % (plain[:-2], trace.encode("ascii"))
         return self._encode(text, trace)
 
     def _fill(self, text: str) -> str:

@@ -24,7 +24,6 @@ from smtpd.routing import Router
 # RFC 3207 §4. BDAT is refused by itself: MAIL cannot have been, and its octets must be read (RFC 3030 §2).
 _BEFORE_TLS = frozenset(("EHLO", "HELO", "LHLO", "NOOP", "RSET", "QUIT", "HELP", "STARTTLS", "BDAT", "XCLIENT"))
 _BEFORE_AUTH = _BEFORE_TLS | {"AUTH"}  # RFC 6409 §4.3
-_UTF8 = frozenset(("SMTPUTF8",))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +57,8 @@ class Service:
     """Runs what nobody waits for, and sees to it that it ends before the server does."""
     can_start_tls: bool
     """STARTTLS is offered and there is a certificate."""
-    plain_extensions: frozenset[str]
-    """EHLO keywords that allow parameters of MAIL, but SMTPUTF8."""
+    extensions: frozenset[str]
+    """EHLO keywords that allow parameters of MAIL; SMTPUTF8 only while `offers_utf8`."""
     texts: Mapping[str, str]
     greeting: bytes
     accepted_fields: str
@@ -68,11 +67,6 @@ class Service:
     """The time of day, seconds since 1970."""
     ehlo_replies: dict[tuple[bool, bool, bool, bool], bytes] = field(default_factory=dict)
     """Replies to EHLO made so far: there are sixteen at most."""
-    all_extensions: frozenset[str] = field(init=False)
-    """`plain_extensions` and SMTPUTF8."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "all_extensions", self.plain_extensions | _UTF8)
 
     @property
     def authserv_id(self) -> str:
@@ -86,11 +80,6 @@ class Service:
             if not agent.carries_utf8:
                 return False
         return self.switches.smtputf8
-
-    @property
-    def extensions(self) -> frozenset[str]:
-        """EHLO keywords that allow parameters of MAIL."""
-        return self.all_extensions if self.offers_utf8 else self.plain_extensions
 
     def ehlo(self, session: Session, *, may_xclient: bool = False) -> bytes:
         """The whole EHLO reply for the state the session is in (RFC 5321 §4.1.1.1)."""
@@ -181,7 +170,7 @@ def make_service(
         max_transactions=config.limits.messages_per_session,
         spawn=spawn,
         can_start_tls=switches.tls == "starttls" and has_certificate,
-        plain_extensions=_plain_extensions(switches, offers_auth=offers_auth),
+        extensions=_extensions(switches, offers_auth=offers_auth),
         texts=config.replies,
         greeting=greeting(hostname=config.hostname).encode("", config.replies),
         accepted_fields=log.bind(reply=str(replies.ACCEPTED), reason=replies.ACCEPTED.key),
@@ -195,8 +184,8 @@ def _reachable(config: Config, agents: Mapping[str, DeliveryAgent], *, relays: b
     return tuple(agent for name, agent in agents.items() if name in names)
 
 
-def _plain_extensions(switches: Switches, *, offers_auth: bool) -> frozenset[str]:
-    names = {"SIZE", "8BITMIME"}
+def _extensions(switches: Switches, *, offers_auth: bool) -> frozenset[str]:
+    names = {"SIZE", "8BITMIME", "SMTPUTF8"}
     if offers_auth:
         names.add("AUTH")
     if switches.prdr:

@@ -100,6 +100,7 @@ def test_data_is_the_same_however_it_is_cut(stream: bytes, mode: BareLineEnds, p
 def test_many_dots_are_taken_away_like_few(stream: bytes, mode: BareLineEnds, places: list[int], few: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(content, "_FEW_DOTS", few)
+        patch.setattr(content, "_DOTS_APART", 1 << 30)
         compare_data(stream, mode, places)
 
 
@@ -110,7 +111,6 @@ def test_dots_looked_for_one_at_a_time_are_the_same(
     stream: bytes, mode: BareLineEnds, places: list[int], apart: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(content, "_MANY_OCTETS", 0)
         patch.setattr(content, "_DOTS_APART", apart)
         compare_data(stream, mode, places)
 

@@ -237,7 +237,7 @@ class _Stage:
         return replace(
             service,
             authenticator=self._believer(generation),
-            plain_extensions=service.plain_extensions | {"AUTH"},
+            extensions=service.extensions | {"AUTH"},
         )
 
     async def close(self) -> None:
