@@ -234,7 +234,9 @@ def describe(connection: ssl.SSLObject | ssl.SSLSocket) -> TlsInfo:
 
 def _subject(certificate: Mapping[str, object] | None) -> str:
     """The subject in short, most specific part first; empty when the client showed no certificate."""
-    names = certificate.get("subject", ()) if certificate else ()
+    if not certificate:
+        return ""
+    names = certificate.get("subject", ())
     assert isinstance(names, tuple)
     pairs = [pair for part in reversed(names) for pair in part]
     return clean(",".join(f"{_SHORT_NAMES.get(kind, kind)}={_escape(value)}" for kind, value in pairs))
