@@ -219,8 +219,9 @@ class Handover:
     async def _begin(self) -> None:
         """At-most-once: note who may have the message from now on."""
         channel, recipients = self._conversation.channel, self._in_flight.mail.recipients
-        await channel.run(self._journal.begin(self._find_key(), recipients))
-        if channel.vanished:  # in this very moment: nobody will get the message
+        # Carried through: half-way nobody would know what to take back.
+        await channel.run(self._journal.begin(self._find_key(), recipients), finish=True)
+        if channel.vanished:  # meanwhile: nobody will get the message
             self._note_for_retry(dict.fromkeys(recipients, replies.OUR_FAULT))
 
     async def _deliver(self, judged: Judgement) -> tuple[Reply, Answers]:

@@ -69,6 +69,32 @@ async def test_client_that_is_lost_before_anybody_got_its_message_is_not_told_th
         assert store.copies == {ANN: 1}
 
 
+async def test_client_that_is_lost_while_its_message_is_noted_leaves_nothing_to_others_who_share_the_store() -> None:
+    class Slow(Failing):
+        waiting = asyncio.Event()
+        go_on = asyncio.Event()
+
+        async def put(self, space: str, key: str, value: bytes, seconds: float) -> None:
+            await super().put(space, key, value, seconds)
+            self.waiting.set()
+            await self.go_on.wait()
+
+    store, notes = Mailboxes(), Slow(ManualClock())
+    async with Stage(answer=store.answer, tables=AT_MOST_ONCE) as stage:
+        ours, others = (Journal(notes, log=stage.server.log, guarantee="at-most-once") for _ in range(2))
+        talk = stage.talk(journal=ours)
+        attempt = asyncio.create_task(send(talk, letter()))
+        await notes.waiting.wait()
+        talk._channel.lost()
+        notes.go_on.set()
+        await attempt
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not store.copies
+        assert codes(await send(stage.talk(journal=others), letter())) == ["250"]
+        assert store.copies == {ANN: 1}
+
+
 async def test_store_error_of_an_agent_is_none_of_the_journal() -> None:
     async def broken(mail: Transaction, message: Message) -> Reply:
         raise StoreError("mine")
