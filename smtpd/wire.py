@@ -285,7 +285,8 @@ class Connection(asyncio.Protocol):
 
     def readdress(self, ip: str) -> Reply | None:
         """See carrier.Transport."""
-        assert self._ip is not None
+        if self._ip is None:  # lost while the message before was delivered
+            raise Disconnected
         refusal = self._gate.move(self._ip, ip)
         if refusal is None:
             self._ip = ip
