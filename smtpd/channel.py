@@ -186,7 +186,8 @@ class Channel:
         end = receiver.feed(data, position)
         if end < 0:
             return False
-        self._data, self._position = data, end
+        if end < len(data):
+            self._data, self._position = data, end
         return True
 
     async def listen(self, seconds: float) -> bool:

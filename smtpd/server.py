@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sys
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from smtpd.acceptor import Acceptor
@@ -18,7 +20,7 @@ from smtpd.journal import Journal
 from smtpd.limits import ConnectionLimits, ContentBudget
 from smtpd.log import Log
 from smtpd.metrics import Metrics, Slots
-from smtpd.sockets import BACKLOG, Inherited, bind, describe, ears
+from smtpd.sockets import BACKLOG, Inherited, InheritedSocket, bind, describe, ears
 from smtpd.store import Store, open_store
 from smtpd.tls import Certificates, Contexts, TlsError, combinations
 from smtpd.wire import Connection, Gate
@@ -386,6 +388,8 @@ def _promising(journal: Journal, config: Config) -> Journal:
 
 async def _listen(gate: Gate, opened: socket.socket, loop: asyncio.AbstractEventLoop) -> asyncio.Server:
     kind = loop.create_unix_server if opened.family == socket.AF_UNIX else loop.create_server
+    if isinstance(opened, InheritedSocket) and opened.family == socket.AF_UNIX and sys.version_info >= (3, 13):
+        kind = partial(loop.create_unix_server, cleanup_socket=False)
     return await kind(lambda: Connection(gate, loop), sock=opened, backlog=BACKLOG)
 
 

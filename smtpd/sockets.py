@@ -112,6 +112,10 @@ def _is_alive(path: str) -> bool:
         return True
 
 
+class InheritedSocket(socket.socket):
+    """One that systemd listens on when we are gone, so the file of a unix socket has to stay."""
+
+
 class Inherited:
     """The sockets systemd opened for us, by the name of their unit's FileDescriptorName."""
 
@@ -135,11 +139,11 @@ class Inherited:
         if not numbers:
             wanted = f' named "{name}"' if name else ""
             raise AddressUnavailable(f"systemd handed over no socket{wanted} (LISTEN_FDS)")
-        sockets = [socket.socket(fileno=number) for number in numbers]
+        sockets = [InheritedSocket(fileno=number) for number in numbers]
         for inherited in sockets:
             inherited.setblocking(False)
             inherited.set_inheritable(False)
-        return sockets
+        return [*sockets]
 
 
 def notify(environ: Mapping[str, str], state: str) -> None:

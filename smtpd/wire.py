@@ -132,7 +132,11 @@ class Connection(asyncio.Protocol):
             assert isinstance(transport, asyncio.Transport)  # uvloop's classes do not derive from asyncio's
         self._transport = transport
         gate, service = self._gate, self._gate.service
-        ip, text, port = address_of(transport.get_extra_info("peername"))
+        peer = transport.get_extra_info("peername")
+        if peer is None:  # gone already, and what it has sent would be mail from nobody knows where
+            transport.abort()
+            return
+        ip, text, port = address_of(peer)
         local_ip, local_port = _name(transport.get_extra_info("sockname"))
         origin = self._origin
         if origin is not None and origin.source is not None:
@@ -281,7 +285,8 @@ class Connection(asyncio.Protocol):
 
     def readdress(self, ip: str) -> Reply | None:
         """See carrier.Transport."""
-        assert self._ip is not None
+        if self._ip is None:  # lost while the message before was delivered
+            raise Disconnected
         refusal = self._gate.move(self._ip, ip)
         if refusal is None:
             self._ip = ip

@@ -1,6 +1,7 @@
 """The channel between octets and a conversation: lines, limits, back-pressure, time, and clients that go away."""
 
 import asyncio
+import sys
 from collections.abc import Coroutine
 from typing import Any
 
@@ -47,6 +48,19 @@ class Line:
 @pytest.fixture
 async def line() -> Line:
     return Line()
+
+
+async def test_content_that_was_received_is_not_kept_while_the_client_is_idle(line: Line) -> None:
+    async def conversation() -> None:
+        await line.channel.receive(DataReceiver(Content(ContentBudget(0), 0), 0, 0, "reject"), 0, 0)
+        await line.echo()
+
+    octets = b"x" * 998 + b"\r\n.\r\n"
+    before = sys.getrefcount(octets)
+    line.start(conversation())
+    line.channel.feed(octets)
+    assert line.channel.is_listening
+    assert sys.getrefcount(octets) == before
 
 
 @pytest.mark.parametrize("piece", [1, 2, 3, 1000])

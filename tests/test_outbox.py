@@ -43,6 +43,19 @@ async def test_what_comes_twice_in_one_turn_is_answered_in_one_write() -> None:
     assert peer.transport.writes == [b"NOOP\r\nRSET\r\n"]
 
 
+async def test_what_waits_in_the_outbox_is_not_read_by_a_client_that_goes_on() -> None:
+    """At-most-once forgets a message when the client has read of its fate, and no earlier."""
+    peer = Peer(Outbox())
+    before = peer.channel.flushes
+    peer.channel.feed(b"NOOP\r\n")
+    peer.channel.feed(b"RSET\r\n")
+    assert not peer.channel.was_read(before)
+    await asyncio.sleep(0)
+    assert not peer.channel.was_read(before)
+    peer.channel.feed(b"QUIT\r\n")
+    assert peer.channel.was_read(before)
+
+
 async def test_last_words_do_not_wait() -> None:
     peer = Peer(Outbox())
     peer.channel.feed(b"NOOP\r\n")

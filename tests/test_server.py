@@ -240,7 +240,10 @@ def test_address_in_use_is_said(serve: Serve) -> None:
 # sd_listen_fds(3): the sockets are descriptors from 3 on, LISTEN_PID must be the process itself.
 ACTIVATE = """
 import os, socket, sys
-listening = socket.create_server(("127.0.0.1", 0))
+path = {path!r}
+listening = socket.socket(socket.AF_UNIX if path else socket.AF_INET)
+listening.bind(path or ("127.0.0.1", 0))
+listening.listen()
 os.dup2(listening.fileno(), 3)
 os.set_inheritable(3, True)
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="mail")
@@ -249,11 +252,30 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 
 
 def test_sockets_of_systemd_are_used(serve: Serve, directory: Path, greeted: Connect) -> None:
-    script = directory / "activate"
-    script.write_text(f"#!{sys.executable}\n{ACTIVATE}")
-    script.chmod(0o755)
-    server = serve({"smtpd": {"listeners": {"smtp": {"address": "systemd:mail"}}}}, python=str(script))
+    server = serve({"smtpd": {"listeners": {"smtp": {"address": "systemd:mail"}}}}, python=activated(directory))
     greeted(server.port("smtp"))
+
+
+@pytest.mark.parametrize("event_loop", ["asyncio", "uvloop"])
+def test_file_of_a_unix_socket_of_systemd_stays_for_the_next_server(
+    serve: Serve, directory: Path, event_loop: str
+) -> None:
+    path = directory / "mail.sock"
+    server = serve(
+        {"smtpd": {"event_loop": event_loop, "listeners": {"smtp": {"address": "systemd:mail"}}}},
+        python=activated(directory, str(path)),
+    )
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(PATIENCE) == 0
+    assert path.is_socket()
+
+
+def activated(directory: Path, path: str = "") -> str:
+    """A program that starts Python with a listening socket, as systemd does it."""
+    script = directory / "activate"
+    script.write_text(f"#!{sys.executable}\n{ACTIVATE.format(path=path)}")
+    script.chmod(0o755)
+    return str(script)
 
 
 def test_systemd_hears_when_we_are_ready_and_when_we_stop(serve: Serve, directory: Path) -> None:

@@ -315,6 +315,22 @@ async def test_client_that_is_reset_during_delivery_gets_its_message_delivered()
     assert not server.events("our-fault")
 
 
+@pytest.mark.parametrize("proxy_protocol", [(), ("192.0.2.0/24",)])
+async def test_client_that_vanishes_before_it_is_met_is_taken_for_nobody_else(proxy_protocol: tuple[str, ...]) -> None:
+    """Nobody can tell its address any more; it must not pass for that of this very machine, which is trusted."""
+    async with Stage(listens=True, listener={"proxy_protocol": proxy_protocol}) as server:
+        for _ in range(8):  # all before the event loop has its next turn
+            with socket.create_connection(("127.0.0.1", server.port), source_address=("127.0.0.2", 0)) as stranger:
+                stranger.sendall(ENVELOPE + b"DATA\r\n" + CONTENT + b".\r\n")
+                stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        async with client(server) as last:
+            assert await last.hear() == GREETING
+            assert (await last.ask(b"QUIT")).startswith(b"221 ")
+        await settled(server)
+        assert not [line for line in server.events("message") if line["ip"] != "127.0.0.2"]
+        assert not server.events("our-fault")
+
+
 async def test_stopping_says_goodbye_to_idle_clients() -> None:
     """RFC 5321 §3.8."""
     async with Stage(listens=True) as server, client(server) as idle:

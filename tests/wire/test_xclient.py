@@ -1,14 +1,18 @@
 """XCLIENT on a connection: whose it is, changes; the filters see a client come and another one go."""
 
+import asyncio
+import socket
+import struct
 from typing import Any
 
 import pytest
-from bare import V1, client, settled
-from stage import GREETING, Stage
+from bare import V1, client, settled, until
+from stage import CONTENT, ENVELOPE, GREETING, Stage
 
 from smtpd import replies
-from smtpd.model import Session
+from smtpd.model import Message, Session, Transaction
 from smtpd.policy import PASS, Filter, Verdict
+from smtpd.replies import Reply
 
 FRONTED = {"xclient": ["127.0.0.1"]}
 CONNECTIONS = "smtpd_connections_total"
@@ -116,3 +120,24 @@ async def test_name_that_a_filter_wants_to_judge_at_helo_has_to_be_said_there() 
         await talk.say(b"EHLO bad.test\r\nMAIL FROM:<joe@client.test>\r\n")
         assert (await talk.say(b"RCPT TO:<ann@example.test>\r\n")).startswith(b"550 5.7.1 ")
         await talk.hang_up()
+
+
+async def test_client_lost_during_delivery_is_nobody_else_any_more() -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slowly(mail: Transaction, message: Message) -> Reply:
+        begun.set()
+        await go_on.wait()
+        return replies.ACCEPTED
+
+    async with Stage(listens=True, listener=FRONTED, answer=slowly) as server:
+        async with client(server) as proxy:
+            await proxy.hear()
+            await proxy.say(ENVELOPE + b"DATA\r\n" + CONTENT + b".\r\nXCLIENT ADDR=203.0.113.9\r\n")
+            await begun.wait()
+            proxy.bare.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await settled(server)
+        go_on.set()
+        await until(lambda: server.events("disconnected"))
+        assert len(server.kept) == 1
+        assert not server.events("our-fault")
