@@ -66,8 +66,8 @@ async def _serve(server: Server, path: Path | None, environ: Mapping[str, str], 
     loop, log = asyncio.get_running_loop(), server.log
     starting, reloads = loop.create_task(_start(server)), _Reloads(server, path, environ)
     actions: dict[int, Callable[[], None]] = {
-        signal.SIGTERM: partial(_close, server, environ, starting),
-        signal.SIGINT: partial(_close, server, environ, starting),
+        signal.SIGTERM: partial(_close, server, environ, starting, reloads),
+        signal.SIGINT: partial(_close, server, environ, starting, reloads),
         signal.SIGHUP: reloads.ask,
         signal.SIGUSR1: log.reopen,
     }
@@ -95,10 +95,12 @@ async def _start(server: Server) -> None:
     await server.start()
 
 
-def _close(server: Server, environ: Mapping[str, str], starting: asyncio.Task[None]) -> None:
+def _close(server: Server, environ: Mapping[str, str], starting: asyncio.Task[None], reloads: _Reloads) -> None:
     notify(environ, "STOPPING=1")
     server.close()  # so that it ends also when it has just started
-    starting.cancel()
+    if not starting.cancelling():  # a second time would break off the stopping
+        starting.cancel()
+    reloads.end()
 
 
 class _Reloads:
@@ -114,6 +116,7 @@ class _Reloads:
         self._environ = environ
         self._is_asked = False
         self._is_busy = True
+        self._reading: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
         """From now on it may be read."""
@@ -126,12 +129,19 @@ class _Reloads:
         self._is_asked = self._path is not None
         self._go_on()
 
+    def end(self) -> None:
+        """Read nothing more: the server is about to end, and waits for nothing it will not use."""
+        if self._reading is not None and self._path is not None:
+            self._reading.cancel()
+        self._is_asked, self._path = False, None
+
     def _go_on(self) -> None:
         if self._is_asked and not self._is_busy and self._path is not None:
             self._is_busy = True
             self._server.spawn(self._read(self._path))
 
     async def _read(self, path: Path) -> None:
+        self._reading = asyncio.current_task()
         while self._is_asked:
             self._is_asked = False
             await _reload(self._server, path, self._environ)

@@ -39,6 +39,12 @@ class Stubborn(Filter):
 class Store(DeliveryAgent):
     async def stop(self):
         self.services.log.info("tidied")
+
+class Slow(DeliveryAgent):
+    async def stop(self):
+        self.services.log.info("tidying")
+        await asyncio.to_thread(Path("turn").read_text)
+        self.services.log.info("tidied")
 """
 POINTS = """
 [smtpd.filters]
@@ -47,6 +53,7 @@ hanging = odd:Hanging
 stubborn = odd:Stubborn
 [smtpd.delivery_agents]
 tidy = odd:Store
+slow = odd:Slow
 """
 
 
@@ -59,9 +66,9 @@ def starting(serve: Serve, directory: Path) -> Callable[..., Server]:
     os.mkfifo(directory / "turn")
     path = os.pathsep.join(filter(None, (str(directory), os.environ.get("PYTHONPATH"))))
 
-    def start(check: str, **more: Any) -> Server:
-        agents = {"mailstore": None, "tidy": {"type": "tidy"}}
-        table = {"filters": {check: {}}, "agents": agents, "domains": {"example.test": "tidy"}, **more}
+    def start(check: str, *, agent: str = "tidy", mode: str = "enforce", **more: Any) -> Server:
+        agents = {"mailstore": None, agent: {"type": agent}}
+        table = {"filters": {check: {"mode": mode}}, "agents": agents, "domains": {"example.test": agent}, **more}
         return serve({"smtpd": table}, environment={"PYTHONPATH": path}, wait=False)
 
     return start
@@ -187,6 +194,38 @@ def test_server_that_is_told_to_end_while_it_cannot_listen_does_so_afterwards(
     assert server.stop() == 0
     assert len(server.events("tidied")) == 1
     assert len(server.output) == len(server.log)
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_second_signal_does_not_break_off_what_the_first_one_stops(
+    starting: Callable[..., Server], directory: Path, loop: str
+) -> None:
+    server = starting("hanging", agent="slow", event_loop=loop)
+    server.wait_for("hanging")
+    server.process.send_signal(signal.SIGTERM)
+    server.wait_for("tidying")
+    server.process.send_signal(signal.SIGTERM)
+    with (directory / "turn").open("w"):
+        pass
+    assert server.stop() == 0
+    assert [line["event"] for line in server.log][-2:] == ["tidied", "stopped"]
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_server_that_is_told_to_end_while_it_reads_a_configuration_again_does_not_wait_for_that(
+    starting: Callable[..., Server], loop: str
+) -> None:
+    server = starting("hanging", mode="off", event_loop=loop)
+    server.wait_for("ready")
+    text = server.config.read_text()
+    assert text != (hanging := text.replace('"mode" = "off"', '"mode" = "observe"'))
+    server.config.write_text(hanging)
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for("hanging")
+    assert server.stop() == 0
+    assert [line["event"] for line in server.log if line["event"] in ("tidied", "stopped", "reloaded")] == [
+        "tidied", "tidied", "stopped"
+    ]  # fmt: skip
 
 
 def test_the_last_of_two_hangups_brings_what_was_written_last(serve: Serve, directory: Path) -> None:
