@@ -40,7 +40,8 @@ def test_values_of_one_field_are_found_without_splitting_all() -> None:
     message = Message(content)
     assert message.field_values("a") == [b" x\r\n y", b""]
     assert message._fields is None  # what it would cost: a microsecond for each of 200,000 fields
-    assert message.fields and message.field_values("a") == [b" x\r\n y", b""]
+    assert len(message.fields) == 3
+    assert message.field_values("a") == [b" x\r\n y", b""]
 
 
 def moment(trace: str) -> int:
