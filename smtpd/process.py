@@ -63,24 +63,36 @@ def _report(log: Log, error: BaseException) -> None:
 
 
 async def _serve(server: Server, path: Path | None, environ: Mapping[str, str], signals: EarlySignals) -> int:
-    loop, log = asyncio.get_running_loop(), server.log
+    loop = asyncio.get_running_loop()
     starting, reloads = loop.create_task(_start(server)), _Reloads(server, path, environ)
     actions: dict[int, Callable[[], None]] = {
         signal.SIGTERM: partial(_close, server, environ, starting, reloads),
         signal.SIGINT: partial(_close, server, environ, starting, reloads),
         signal.SIGHUP: reloads.ask,
-        signal.SIGUSR1: log.reopen,
+        signal.SIGUSR1: server.log.reopen,
     }
     for number, action in actions.items():
         loop.add_signal_handler(number, action)
     for number in tuple(signals.seen):
         actions[number]()
+    try:
+        return await _until_closed(server, starting, reloads, environ)
+    finally:
+        for number in actions:  # one after the other: what comes in between ends the process on the spot
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
+        signals.is_over = True
+
+
+async def _until_closed(
+    server: Server, starting: asyncio.Task[None], reloads: _Reloads, environ: Mapping[str, str]
+) -> int:
     await asyncio.wait([starting])
     if starting.cancelled():
-        log.info("stopped")
+        server.log.info("stopped")
         return 0
     if error := starting.exception():
-        _report(log, error)
+        _report(server.log, error)
         await server.stop()
         return 0 if starting.cancelling() else 1
     notify(environ, "READY=1")

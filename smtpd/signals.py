@@ -14,10 +14,15 @@ _ALL = (*ENDING, signal.SIGHUP, signal.SIGUSR1)
 
 
 class EarlySignals:
-    """Within `with`, which belongs to the main thread, SIGTERM and SIGINT exit with status 0; the others are noted."""
+    """Within `with`, which belongs to the main thread, SIGTERM and SIGINT exit with status 0; the others are noted.
+
+    When it is left because one of those came, all are ignored: one more is to change nothing about how it ends.
+    """
 
     def __init__(self) -> None:
         self.seen: set[int] = set()
+        self.is_over = False
+        """The process ends because it was told to."""
         self._may_exit = True
 
     def __enter__(self) -> EarlySignals:
@@ -25,8 +30,9 @@ class EarlySignals:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._may_exit = False
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if self.is_over else handler)
 
     def hold(self) -> None:
         """Have all of them noted from now on: the event loop is being made, and its first task looks at `seen`."""
@@ -35,4 +41,5 @@ class EarlySignals:
     def _take(self, number: int, _: FrameType | None) -> None:
         self.seen.add(number)
         if self._may_exit and number in ENDING:
+            self.is_over = True
             raise SystemExit(0)

@@ -15,7 +15,7 @@ from dialogue import Client
 Serve = Callable[..., Server]
 BROKEN = "[smtpd]\nhostname = 5\n"
 FILTERS = """
-import asyncio
+import asyncio, atexit, os, signal
 from pathlib import Path
 from smtpd import DeliveryAgent, Filter
 
@@ -36,6 +36,11 @@ class Stubborn(Filter):
         except asyncio.CancelledError:
             raise ValueError("not now")
 
+class Late(Filter):
+    async def start(self):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+            atexit.register(os.kill, os.getpid(), number)
+
 class Store(DeliveryAgent):
     async def stop(self):
         self.services.log.info("tidied")
@@ -51,6 +56,7 @@ POINTS = """
 blocking = odd:Blocking
 hanging = odd:Hanging
 stubborn = odd:Stubborn
+late = odd:Late
 [smtpd.delivery_agents]
 tidy = odd:Store
 slow = odd:Slow
@@ -152,6 +158,29 @@ def test_server_that_is_told_to_end_while_it_reads_its_configuration_ends_quietl
     with server.config.open("w"):
         assert server.stop(number) == 0
     assert server.output == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_another_signal_behind_one_that_ends_the_process_changes_nothing(number: signal.Signals) -> None:
+    program = f"""
+import os, signal
+from smtpd.signals import EarlySignals
+try:
+    with EarlySignals():
+        os.kill(os.getpid(), signal.SIGTERM)
+finally:
+    os.kill(os.getpid(), {number})
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_signals_after_the_server_has_stopped_change_nothing(starting: Callable[..., Server], loop: str) -> None:
+    server = starting("late", event_loop=loop)
+    server.wait_for("ready")
+    assert server.stop() == 0
+    assert server.output[len(server.log) :] == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
