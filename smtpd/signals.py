@@ -6,6 +6,8 @@ second. Imports next to nothing, so that this second is short.
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
 from types import FrameType
 
@@ -16,7 +18,8 @@ _ALL = (*ENDING, signal.SIGHUP, signal.SIGUSR1)
 class EarlySignals:
     """Within `with`, which belongs to the main thread, SIGTERM and SIGINT exit with status 0; the others are noted.
 
-    When it is left because one of those came, all are ignored: one more is to change nothing about how it ends.
+    When it is left because one of those came, they end the process at once, also with status 0, should a thread
+    of somebody else's keep it; the others are ignored.
     """
 
     def __init__(self) -> None:
@@ -31,8 +34,13 @@ class EarlySignals:
 
     def __exit__(self, *_: object) -> None:
         self._may_exit = False
+        if self.is_over:
+            for number in _ALL:
+                signal.signal(number, _exit if number in ENDING else signal.SIG_IGN)
+            atexit.register(_ignore)  # behind that Python takes its handlers away, and needs a moment to end
+            return
         for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_IGN if self.is_over else handler)
+            signal.signal(number, handler)
 
     def hold(self) -> None:
         """Have all of them noted from now on: the event loop is being made, and its first task looks at `seen`."""
@@ -43,3 +51,12 @@ class EarlySignals:
         if self._may_exit and number in ENDING:
             self.is_over = True
             raise SystemExit(0)
+
+
+def _exit(*_: object) -> None:
+    os._exit(0)
+
+
+def _ignore() -> None:
+    for number in _ALL:
+        signal.signal(number, signal.SIG_IGN)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ Serve = Callable[..., Server]
 BROKEN = "[smtpd]\nhostname = 5\n"
 FILTERS = """
 import asyncio, atexit, os, signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from smtpd import DeliveryAgent, Filter
 
@@ -41,6 +43,10 @@ class Late(Filter):
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
             atexit.register(os.kill, os.getpid(), number)
 
+class Busy(Filter):
+    async def start(self):
+        ThreadPoolExecutor().submit(Path("turn").read_text)
+
 class Store(DeliveryAgent):
     async def stop(self):
         self.services.log.info("tidied")
@@ -57,6 +63,7 @@ blocking = odd:Blocking
 hanging = odd:Hanging
 stubborn = odd:Stubborn
 late = odd:Late
+busy = odd:Busy
 [smtpd.delivery_agents]
 tidy = odd:Store
 slow = odd:Slow
@@ -181,6 +188,20 @@ def test_signals_after_the_server_has_stopped_change_nothing(starting: Callable[
     server.wait_for("ready")
     assert server.stop() == 0
     assert server.output[len(server.log) :] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_process_that_a_thread_keeps_can_be_ended(starting: Callable[..., Server], number: signal.Signals) -> None:
+    server = starting("busy")
+    server.wait_for("ready")
+    server.process.send_signal(signal.SIGTERM)
+    server.wait_for("stopped")
+    for _ in range(300):  # one that comes before it is over is not heard
+        server.process.send_signal(number)
+        with suppress(subprocess.TimeoutExpired):
+            server.process.wait(0.1)
+            break
+    assert server.process.returncode == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
