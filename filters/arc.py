@@ -34,7 +34,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from filters.arc_chain import MAX_SETS, NAMES, ArcSet, Broken, has_chain, read_chain
+from filters.arc_chain import MAX_SETS, NAMES, ArcSet, Broken, TooLong, has_chain, read_chain
 from filters.arc_results import dmarc_passes
 from filters.arc_verification import ChainReport, ChainVerification
 from filters.dkim_header import HeaderSection
@@ -76,7 +76,7 @@ class ArcOptions(FilterOptions):
     fail: Literal["tag", "reject"] = "tag"
     """What happens to a message whose chain fails: the label "arc-fail", or 550 5.7.29 as well."""
     max_instances: Annotated[int, Field(ge=1, le=MAX_SETS)] = MAX_SETS
-    """Most hosts in a chain; a longer one fails. RFC 8617 says 50."""
+    """Most hosts in a chain; a longer one fails, but is not refused where these are fewer than the 50 of RFC 8617."""
     max_header: Annotated[Bytes, Field(gt=0, lt=MAX_HEAD)] = 256 << 10
     """Biggest header section in which a chain is looked at."""
     max_fields: Annotated[int, Field(ge=1, le=10_000)] = 1000
@@ -130,7 +130,8 @@ class Arc(Filter):
             read = partial(read_chain, header, self.services.now(), max_sets=self._wishes.max_instances)
             chain = await self._turns.take(read) if is_big else read()
         except Broken as broken:
-            return self._judge(mail, ArcResult("fail", reason=str(broken), client_ip=ip))
+            is_ours = isinstance(broken, TooLong) and self._wishes.max_instances < MAX_SETS
+            return self._judge(mail, ArcResult("fail", reason=str(broken), client_ip=ip, is_unread=is_ours))
         report = await self._verify(mail, message.content, header, chain, is_big)
         return self._judge(mail, self._result(report, message, header, chain, ip))
 

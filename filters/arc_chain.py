@@ -35,6 +35,10 @@ class Broken(Exception):  # noqa: N818 - it is a finding, not an error
     """Why the chain fails, in our words."""
 
 
+class TooLong(Broken):
+    """There are more sets than are looked at."""
+
+
 @dataclass(frozen=True, slots=True)
 class ArcSet:
     """What one host added. The three places are those of its fields in the header section."""
@@ -56,7 +60,7 @@ def has_chain(header: HeaderSection) -> bool:
 def read_chain(header: HeaderSection, now: float, *, max_sets: int = MAX_SETS) -> list[ArcSet]:
     """The sets, oldest first (RFC 8617 §5.2, steps 1 to 3). `now`: seconds since 1970. Raises Broken."""
     if any(len(header.places(name)) > max_sets for name in NAMES):
-        raise Broken(f"there are more than {max_sets} sets")
+        raise TooLong(f"there are more than {max_sets} sets")
     seal_tags = {place: _tags(header, place, SEAL) for place in header.places(SEAL)}
     message_tags = {place: _tags(header, place, SIGNATURE) for place in header.places(SIGNATURE)}
     results = _by_instance(((_results_instance(header.value(one)), one) for one in header.places(RESULTS)), RESULTS)
@@ -64,7 +68,7 @@ def read_chain(header: HeaderSection, now: float, *, max_sets: int = MAX_SETS) -
     seals = _by_instance(((_instance(tags, SEAL), one) for one, tags in seal_tags.items()), SEAL)
     highest = max((*results, *messages, *seals))
     if highest > max_sets:
-        raise Broken(f"there are more than {max_sets} sets")
+        raise TooLong(f"there are more than {max_sets} sets")
     _check_complete(highest, (results, messages, seals))
     chain = range(1, highest + 1)
     _check_validations([seal_tags[seals[instance]].get(b"cv", b"") for instance in chain])

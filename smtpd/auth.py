@@ -231,7 +231,10 @@ class Authenticator:
                     login = await provider.check_password(name, secret)
             except Busy:
                 undecided = True
-            except Exception as error:  # a provider that breaks must not look like a wrong password
+            except (Exception, asyncio.CancelledError) as error:  # one that breaks must not look like a wrong password
+                caller = asyncio.current_task()
+                if isinstance(error, asyncio.CancelledError) and caller is not None and caller.cancelling():
+                    raise
                 undecided = True
                 self._report_broken(provider.name, error)
             else:
@@ -240,7 +243,7 @@ class Authenticator:
                     return login
         raise Refused(replies.AUTH_BACKEND_DOWN if undecided else replies.AUTH_FAILED)
 
-    def _report_broken(self, provider: str, error: Exception) -> None:
+    def _report_broken(self, provider: str, error: BaseException) -> None:
         if provider not in self._broken:
             self._broken.add(provider)
             self._log.error("auth-provider-broken", provider=provider, exception=error)

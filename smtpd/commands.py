@@ -30,6 +30,10 @@ REMEMBERED = 2048
 
 _LIMITS = {b"MAIL": MAX_MAIL_LINE, b"AUTH": MAX_AUTH_LINE, b"XCLI": MAX_XCLIENT_LINE}
 _EXTENSION_OF = {"SIZE": "SIZE", "BODY": "8BITMIME", "SMTPUTF8": "SMTPUTF8", "AUTH": "AUTH", "PRDR": "PRDR"}
+# AUTH is none of them, nor is what is no command: a client that goes on after AUTH was refused sends its password.
+_REMEMBERED_VERBS = frozenset(
+    ("EHLO", "HELO", "LHLO", "STARTTLS", "MAIL", "RCPT", "DATA", "BDAT", "RSET", "NOOP", "VRFY", "QUIT")
+)
 _PRINTABLE = bytes(range(0x20, 0x7F))
 _EIGHT_BIT = bytes(range(0x80, 0x100))
 _MAY_BE_UTF8 = frozenset((b"MAIL", b"RCPT", b"VRFY"))  # RFC 6531 §3.3, §3.7.4
@@ -98,7 +102,7 @@ class _Parted(dict[bytes, tuple[str, bytes]]):
 
     def __missing__(self, line: bytes) -> tuple[str, bytes]:
         parts = _part(line)
-        if line[:1] not in b"Aa":  # a password is nothing to remember
+        if parts[0] in _REMEMBERED_VERBS:
             if len(self) >= REMEMBERED:
                 self.clear()
             self[line] = parts

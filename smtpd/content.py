@@ -106,7 +106,7 @@ class Content:
             head += piece
             if head.startswith(b"\r\n"):
                 return b"\r\n"
-            end = head.find(b"\r\n\r\n", start)
+            end = head.find(b"\r\n\r\n", start, MAX_HEAD)
             if end >= 0:
                 return bytes(head[: end + 4])
             if len(head) >= MAX_HEAD:

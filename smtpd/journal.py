@@ -25,8 +25,9 @@ from weakref import WeakValueDictionary
 
 from smtpd import replies
 from smtpd.content import MAX_HEAD
+from smtpd.header_fields import all_values_of
 from smtpd.log import Log
-from smtpd.model import ContentSource, IPAddress, Message, Recipient, Session, plain_ip
+from smtpd.model import ContentSource, IPAddress, Recipient, Session, plain_ip
 from smtpd.notebook import Notebook
 from smtpd.replies import Reply
 from smtpd.store import Store, StoreError
@@ -51,19 +52,16 @@ def message_key(sender: str, content: ContentSource) -> str | None:
     is not exactly one Message-ID, or it is empty, or the header section is too long to be seen as a whole: such a
     message is never taken for another. Reads the content once, may run on another thread.
     """
-    message = Message(content)
-    identifiers = message.field_values("message-id")
+    fields = content.head()
+    identifiers = all_values_of(fields, "message-id")
     if len(identifiers) != 1 or not _unfold(identifiers[0]).strip(_NO_IDENTIFIER):
         return None
-    fields = content.head()
     if len(fields) > MAX_HEAD or (len(fields) < content.size and not fields.endswith(b"\r\n\r\n")):
         return None
     digest = blake2b(digest_size=32, person=b"smtpd message 1")
-    for values in ([sender.encode()], identifiers, message.field_values("date"), message.field_values("from")):
+    for values in ([sender.encode()], identifiers, all_values_of(fields, "date"), all_values_of(fields, "from")):
         digest.update(len(values).to_bytes(_PART))
-        for value in values:
-            octets = _unfold(value)
-            digest.update(len(octets).to_bytes(_PART) + octets)
+        digest.update(b"".join([len(octets).to_bytes(_PART) + octets for octets in map(_unfold, values)]))
     head = len(fields)
     digest.update((content.size - head).to_bytes(_PART))
     for chunk in content.chunks():

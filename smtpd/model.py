@@ -17,6 +17,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
 
 from smtpd.addresses import Address
+from smtpd.header_fields import all_values_of
 
 if TYPE_CHECKING:
     from smtpd.commands import MailCommand
@@ -303,6 +304,8 @@ class Message:
 
     def field_values(self, name: str) -> list[bytes]:
         """All raw values of one field, top to bottom; `name` in lower case."""
+        if self._fields is None:  # to split the section for one name would take ten times as long
+            return all_values_of(self.content.head(), name)
         return [value for found, value in self.fields if found == name]
 
     def replace_content(self, content: ContentSource) -> None:

@@ -63,24 +63,36 @@ def _report(log: Log, error: BaseException) -> None:
 
 
 async def _serve(server: Server, path: Path | None, environ: Mapping[str, str], signals: EarlySignals) -> int:
-    loop, log = asyncio.get_running_loop(), server.log
+    loop = asyncio.get_running_loop()
     starting, reloads = loop.create_task(_start(server)), _Reloads(server, path, environ)
     actions: dict[int, Callable[[], None]] = {
-        signal.SIGTERM: partial(_close, server, environ, starting),
-        signal.SIGINT: partial(_close, server, environ, starting),
+        signal.SIGTERM: partial(_close, server, environ, starting, reloads),
+        signal.SIGINT: partial(_close, server, environ, starting, reloads),
         signal.SIGHUP: reloads.ask,
-        signal.SIGUSR1: log.reopen,
+        signal.SIGUSR1: server.log.reopen,
     }
     for number, action in actions.items():
         loop.add_signal_handler(number, action)
     for number in tuple(signals.seen):
         actions[number]()
+    try:
+        return await _until_closed(server, starting, reloads, environ)
+    finally:
+        for number in actions:  # one after the other: what comes in between ends the process on the spot
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
+        signals.is_over = True
+
+
+async def _until_closed(
+    server: Server, starting: asyncio.Task[None], reloads: _Reloads, environ: Mapping[str, str]
+) -> int:
     await asyncio.wait([starting])
     if starting.cancelled():
-        log.info("stopped")
+        server.log.info("stopped")
         return 0
     if error := starting.exception():
-        _report(log, error)
+        _report(server.log, error)
         await server.stop()
         return 0 if starting.cancelling() else 1
     notify(environ, "READY=1")
@@ -95,10 +107,12 @@ async def _start(server: Server) -> None:
     await server.start()
 
 
-def _close(server: Server, environ: Mapping[str, str], starting: asyncio.Task[None]) -> None:
+def _close(server: Server, environ: Mapping[str, str], starting: asyncio.Task[None], reloads: _Reloads) -> None:
     notify(environ, "STOPPING=1")
     server.close()  # so that it ends also when it has just started
-    starting.cancel()
+    if not starting.cancelling():  # a second time would break off the stopping
+        starting.cancel()
+    reloads.end()
 
 
 class _Reloads:
@@ -114,6 +128,7 @@ class _Reloads:
         self._environ = environ
         self._is_asked = False
         self._is_busy = True
+        self._reading: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
         """From now on it may be read."""
@@ -126,12 +141,19 @@ class _Reloads:
         self._is_asked = self._path is not None
         self._go_on()
 
+    def end(self) -> None:
+        """Read nothing more: the server is about to end, and waits for nothing it will not use."""
+        if self._reading is not None and self._path is not None:
+            self._reading.cancel()
+        self._is_asked, self._path = False, None
+
     def _go_on(self) -> None:
         if self._is_asked and not self._is_busy and self._path is not None:
             self._is_busy = True
             self._server.spawn(self._read(self._path))
 
     async def _read(self, path: Path) -> None:
+        self._reading = asyncio.current_task()
         while self._is_asked:
             self._is_asked = False
             await _reload(self._server, path, self._environ)

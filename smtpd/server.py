@@ -223,8 +223,10 @@ class Server:
                 raise TimeoutError(f"not everything in it had started after {START_SECONDS:g} s") from None
             raise
         try:
+            if self._is_stopped:
+                raise RuntimeError("the server was stopped meanwhile")
             self._load_certificates(config)
-        except TlsError:
+        except (TlsError, RuntimeError):
             await generation.stop()
             raise
         self._close_listeners(*(self._listening.keys() - generation.services.keys()))

@@ -6,6 +6,8 @@ second. Imports next to nothing, so that this second is short.
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
 from types import FrameType
 
@@ -14,10 +16,16 @@ _ALL = (*ENDING, signal.SIGHUP, signal.SIGUSR1)
 
 
 class EarlySignals:
-    """Within `with`, which belongs to the main thread, SIGTERM and SIGINT exit with status 0; the others are noted."""
+    """Within `with`, which belongs to the main thread, SIGTERM and SIGINT exit with status 0; the others are noted.
+
+    When it is left because one of those came, they end the process at once, also with status 0, should a thread
+    of somebody else's keep it; the others are ignored.
+    """
 
     def __init__(self) -> None:
         self.seen: set[int] = set()
+        self.is_over = False
+        """The process ends because it was told to."""
         self._may_exit = True
 
     def __enter__(self) -> EarlySignals:
@@ -25,6 +33,12 @@ class EarlySignals:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._may_exit = False
+        if self.is_over:
+            for number in _ALL:
+                signal.signal(number, _exit if number in ENDING else signal.SIG_IGN)
+            atexit.register(_ignore)  # behind that Python takes its handlers away, and needs a moment to end
+            return
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -35,4 +49,14 @@ class EarlySignals:
     def _take(self, number: int, _: FrameType | None) -> None:
         self.seen.add(number)
         if self._may_exit and number in ENDING:
+            self.is_over = True
             raise SystemExit(0)
+
+
+def _exit(*_: object) -> None:
+    os._exit(0)
+
+
+def _ignore() -> None:
+    for number in _ALL:
+        signal.signal(number, signal.SIG_IGN)

@@ -49,7 +49,7 @@ class Script:
 class Table(CredentialProvider):
     """A third party's provider: a name, a password, or an exception."""
 
-    def __init__(self, name: str, users: dict[str, str] | Exception) -> None:
+    def __init__(self, name: str, users: dict[str, str] | BaseException) -> None:
         super().__init__(name, ProviderOptions(type="table"), SERVICES)
         self.users = users
         self.asked: list[tuple[str, str]] = []
@@ -58,7 +58,7 @@ class Table(CredentialProvider):
     async def check_password(self, user: str, password: str) -> str | None:
         self.asked.append((user, password))
         self.clients.append(CLIENT.get())
-        if isinstance(self.users, Exception):
+        if isinstance(self.users, BaseException):
             raise self.users
         return user if self.users.get(user) == password else None
 
@@ -263,12 +263,25 @@ async def test_broken_provider_does_not_stand_in_the_way_of_a_good_one() -> None
     assert await users.check_password("alice@example.com", "correct horse") == "alice@example.com"
 
 
-@pytest.mark.parametrize("problem", [RuntimeError("no route"), Busy()])
-async def test_broken_provider_is_never_a_wrong_password(problem: Exception) -> None:
+@pytest.mark.parametrize("problem", [RuntimeError("no route"), Busy(), asyncio.CancelledError()])
+async def test_broken_provider_is_never_a_wrong_password(problem: BaseException) -> None:
     users = authenticator(Table("file", {}), Table("ldap", problem))
     with pytest.raises(Refused) as caught:
         await users.check_password("alice@example.com", "correct horse")
     assert caught.value.reply == replies.AUTH_BACKEND_DOWN
+
+
+async def test_login_ends_when_it_is_cancelled() -> None:
+    class Silent(Table):
+        async def check_password(self, user: str, password: str) -> str | None:
+            await asyncio.Event().wait()
+            return user
+
+    login = asyncio.create_task(authenticator(Silent("ldap", {}), Table("b", ALICE)).check_password("a", "b"))
+    await asyncio.sleep(0)
+    login.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await login
 
 
 async def test_broken_provider_is_logged_once_until_it_works_again() -> None:

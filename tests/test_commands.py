@@ -1,6 +1,7 @@
 """Command lines: RFC 5321 §4.1.1 and the parameters of RFC 1870, 4954, 6152 and 6531."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -375,6 +376,15 @@ def test_password_is_not_remembered(line: bytes) -> None:
     split(b"NOOP kept")
     assert line not in remembered
     assert b"NOOP kept" in remembered
+
+
+@pytest.mark.parametrize("line", [b"c2VjcmV0", b" AUTH PLAIN AGEAYg==", b"\tAUTH PLAIN AGEAYg==", b"PASS secret"])
+def test_what_is_no_command_is_not_remembered(line: bytes) -> None:
+    remembered: object = getattr(split, "__self__", None)
+    assert isinstance(remembered, dict)
+    with suppress(Refused):  # who goes on after AUTH was refused sends its password as a command
+        split(line)
+    assert line not in remembered
 
 
 def test_lines_that_are_remembered_are_bounded() -> None:

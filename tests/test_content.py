@@ -341,3 +341,12 @@ def test_the_head_ends_with_the_first_empty_line(text: bytes, head: bytes, piece
     for start in range(0, len(text), piece):
         content.write(text[start : start + piece])
     assert content.head() == head
+
+
+@pytest.mark.parametrize("piece", [1 << 16, MAX_HEAD - 2, MAX_HEAD + 2, 1 << 21])
+def test_a_head_is_never_longer_than_the_limit(piece: int) -> None:
+    content = Content(ContentBudget(0), in_memory=1 << 30)
+    text = b"A: " + b"x" * (MAX_HEAD - 5) + b"\r\n\r\nbody\r\n"
+    for start in range(0, len(text), piece):
+        content.write(text[start : start + piece])
+    assert content.head() == text[:MAX_HEAD]

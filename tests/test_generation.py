@@ -242,6 +242,26 @@ async def test_reloads_come_one_after_the_other_and_none_hangs(
         assert comes_to_an_end or str(outcome) == "not everything in it had started after 0.01 s"
 
 
+async def test_reload_that_outlasts_the_server_leaves_nothing_running(inbox: type[Inbox]) -> None:
+    go_on = asyncio.Event()
+
+    class Slow(Filter):
+        async def start(self) -> None:
+            if self.services.hostname == "slow.test":
+                await go_on.wait()
+
+    running = Server(config(), agents={"inbox": inbox}, filters={"slow": Slow})
+    await running.start()
+    reload = asyncio.create_task(running.reload(config(hostname="slow.test")))
+    await asyncio.sleep(0)
+    await running.stop()
+    assert len(inbox.stopped) == 1
+    go_on.set()
+    with pytest.raises(RuntimeError, match="stopped meanwhile"):
+        await reload
+    assert len(inbox.stopped) == 2
+
+
 async def test_what_waits_for_a_restart_is_said_as_long_as_it_does() -> None:
     async with Stage(listens=True) as stage:
         one, two = {"listeners": {"smtp": TABLE}}, {"listeners": {"smtp": {**TABLE, "address": "127.0.0.2:0"}}}

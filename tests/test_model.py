@@ -34,6 +34,16 @@ def test_header_section_may_end_with_the_message() -> None:
     assert fields(b"") == fields(b"\r\nA: x\r\n") == []
 
 
+def test_values_of_one_field_are_found_without_splitting_all() -> None:
+    content = Content(ContentBudget(0), 1 << 20)
+    content.write(b"A: x\r\n y\r\nb: z\r\na :\r\n\r\nA: w\r\n")
+    message = Message(content)
+    assert message.field_values("a") == [b" x\r\n y", b""]
+    assert message._fields is None  # what it would cost: a microsecond for each of 200,000 fields
+    assert len(message.fields) == 3
+    assert message.field_values("a") == [b" x\r\n y", b""]
+
+
 def moment(trace: str) -> int:
     """The time in a trace id, milliseconds."""
     value = 0

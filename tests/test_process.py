@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from dialogue import Client
 Serve = Callable[..., Server]
 BROKEN = "[smtpd]\nhostname = 5\n"
 FILTERS = """
-import asyncio
+import asyncio, atexit, os, signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from smtpd import DeliveryAgent, Filter
 
@@ -36,8 +38,23 @@ class Stubborn(Filter):
         except asyncio.CancelledError:
             raise ValueError("not now")
 
+class Late(Filter):
+    async def start(self):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+            atexit.register(os.kill, os.getpid(), number)
+
+class Busy(Filter):
+    async def start(self):
+        ThreadPoolExecutor().submit(Path("turn").read_text)
+
 class Store(DeliveryAgent):
     async def stop(self):
+        self.services.log.info("tidied")
+
+class Slow(DeliveryAgent):
+    async def stop(self):
+        self.services.log.info("tidying")
+        await asyncio.to_thread(Path("turn").read_text)
         self.services.log.info("tidied")
 """
 POINTS = """
@@ -45,8 +62,11 @@ POINTS = """
 blocking = odd:Blocking
 hanging = odd:Hanging
 stubborn = odd:Stubborn
+late = odd:Late
+busy = odd:Busy
 [smtpd.delivery_agents]
 tidy = odd:Store
+slow = odd:Slow
 """
 
 
@@ -59,9 +79,9 @@ def starting(serve: Serve, directory: Path) -> Callable[..., Server]:
     os.mkfifo(directory / "turn")
     path = os.pathsep.join(filter(None, (str(directory), os.environ.get("PYTHONPATH"))))
 
-    def start(check: str, **more: Any) -> Server:
-        agents = {"mailstore": None, "tidy": {"type": "tidy"}}
-        table = {"filters": {check: {}}, "agents": agents, "domains": {"example.test": "tidy"}, **more}
+    def start(check: str, *, agent: str = "tidy", mode: str = "enforce", **more: Any) -> Server:
+        agents = {"mailstore": None, agent: {"type": agent}}
+        table = {"filters": {check: {"mode": mode}}, "agents": agents, "domains": {"example.test": agent}, **more}
         return serve({"smtpd": table}, environment={"PYTHONPATH": path}, wait=False)
 
     return start
@@ -147,6 +167,43 @@ def test_server_that_is_told_to_end_while_it_reads_its_configuration_ends_quietl
     assert server.output == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_another_signal_behind_one_that_ends_the_process_changes_nothing(number: signal.Signals) -> None:
+    program = f"""
+import os, signal
+from smtpd.signals import EarlySignals
+try:
+    with EarlySignals():
+        os.kill(os.getpid(), signal.SIGTERM)
+finally:
+    os.kill(os.getpid(), {number})
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_signals_after_the_server_has_stopped_change_nothing(starting: Callable[..., Server], loop: str) -> None:
+    server = starting("late", event_loop=loop)
+    server.wait_for("ready")
+    assert server.stop() == 0
+    assert server.output[len(server.log) :] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_process_that_a_thread_keeps_can_be_ended(starting: Callable[..., Server], number: signal.Signals) -> None:
+    server = starting("busy")
+    server.wait_for("ready")
+    server.process.send_signal(signal.SIGTERM)
+    server.wait_for("stopped")
+    for _ in range(300):  # one that comes before it is over is not heard
+        server.process.send_signal(number)
+        with suppress(subprocess.TimeoutExpired):
+            server.process.wait(0.1)
+            break
+    assert server.process.returncode == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
 def test_other_signals_wait_until_the_configuration_is_read(
     reading: tuple[Server, str], number: signal.Signals
@@ -187,6 +244,36 @@ def test_server_that_is_told_to_end_while_it_cannot_listen_does_so_afterwards(
     assert server.stop() == 0
     assert len(server.events("tidied")) == 1
     assert len(server.output) == len(server.log)
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_second_signal_does_not_break_off_what_the_first_one_stops(
+    starting: Callable[..., Server], directory: Path, loop: str
+) -> None:
+    server = starting("hanging", agent="slow", event_loop=loop)
+    server.wait_for("hanging")
+    server.process.send_signal(signal.SIGTERM)
+    server.wait_for("tidying")
+    server.process.send_signal(signal.SIGTERM)
+    with (directory / "turn").open("w"):
+        pass
+    assert server.stop() == 0
+    assert [line["event"] for line in server.log][-2:] == ["tidied", "stopped"]
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_server_that_is_told_to_end_while_it_reads_a_configuration_again_does_not_wait_for_that(
+    starting: Callable[..., Server], loop: str
+) -> None:
+    server = starting("hanging", mode="off", event_loop=loop)
+    server.wait_for("ready")
+    server.config.write_text(server.config.read_text().replace('"mode" = "off"', '"mode" = "observe"'))
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for("hanging")
+    assert server.stop() == 0
+    assert [line["event"] for line in server.log if line["event"] in ("tidied", "stopped", "reloaded")] == [
+        "tidied", "tidied", "stopped"
+    ]  # fmt: skip
 
 
 def test_the_last_of_two_hangups_brings_what_was_written_last(serve: Serve, directory: Path) -> None:

@@ -62,6 +62,7 @@ async def test_message_without_a_chain_is_told_and_not_labelled() -> None:
         ({"fail": "reject"}, "joe", "250 2.0.0"),
         ({"fail": "reject", "unless": ["arc-fail"]}, None, "250 2.0.0"),
         ({"fail": "reject", "mode": "observe"}, None, "250 2.0.0"),
+        ({"fail": "reject", "max_instances": 1}, None, "250 2.0.0"),
     ],
 )
 async def test_fail_refuses_only_where_the_operator_says_so(

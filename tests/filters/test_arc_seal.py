@@ -57,11 +57,12 @@ def house(
     *,
     with_arc: bool = True,
     max_fields: int = 100,
+    max_instances: int = 50,
     resolver: Zone | None = None,
 ) -> MemoryServer:
     Kept.seen.clear()
     options = {"domain": "MX.test", "selector": "arc", "key_file": str(key_file), "agents": list(agents)}
-    arc = {"arc": (Arc, {"max_fields": max_fields})} if with_arc else {}
+    arc = {"arc": (Arc, {"max_fields": max_fields, "max_instances": max_instances})} if with_arc else {}
     tables = {"domains": {"example.test": "kept", "other.test": "other"}}
     return MemoryServer(
         filters={"arc_seal": (ArcSeal, options), "dkim": Dkim, **arc},
@@ -162,6 +163,14 @@ async def test_chain_that_is_full_is_not_sealed(key_file: Path) -> None:
         assert server.count("smtpd_arc_checks_total", result="pass") == 1
         assert server.count("smtpd_arc_seals_total", filter="arc_seal", result="impossible") == 1
     assert Kept.seen.pop().count(b"ARC-Seal: ") == 50
+
+
+async def test_chain_that_is_only_too_long_for_us_is_not_said_to_have_failed(key_file: Path) -> None:
+    async with house(key_file, max_instances=2) as server:
+        await (await server.connect()).send(chain(3))
+        assert server.count("smtpd_arc_checks_total", result="fail") == 1
+        assert server.count("smtpd_arc_seals_total", filter="arc_seal", result="impossible") == 1
+    assert Kept.seen.pop().count(b"ARC-Seal: ") == 3
 
 
 async def test_subject_that_was_not_there_cannot_be_added(key_file: Path) -> None:
