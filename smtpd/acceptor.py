@@ -1,4 +1,4 @@
-"""Accepting connections that begin with a PROXY header: it is read off the bare socket before anything else is.
+"""Accepting connections; where they begin with a PROXY header, it is read off the bare socket before anything else is.
 
 An own loop instead of asyncio's server: behind the header, in the same segment, a TLS handshake may begin,
 and whoever has read too much cannot give it back to the TLS layer.
@@ -9,12 +9,15 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import sys
 from collections import Counter
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 from smtpd.model import IPAddress
 from smtpd.proxy import HeaderReader, Origin, ProxyError
+from smtpd.sockets import BACKLOG, InheritedSocket, ears
 from smtpd.wire import Connection, Gate, address_of
 
 HEADER_SECONDS = 5.0  # for a whole header; haproxy's doc/proxy-protocol.txt §2: at least 3, for a retransmission
@@ -145,3 +148,21 @@ class Acceptor:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._gate.service.log.error("our-fault", exception=error)
+
+
+async def accept(
+    gate: Gate, opened: socket.socket, loop: asyncio.AbstractEventLoop, *, reads_headers: bool
+) -> list[asyncio.Server | Acceptor]:
+    """Listen on a bound socket, and serve whoever comes; `reads_headers`: those that begin with a PROXY header, too."""
+    if not reads_headers:
+        return [await _serve(gate, ear, loop) for ear in ears(opened, loop)]
+    acceptor = Acceptor(gate, opened, loop)
+    acceptor.start(BACKLOG)
+    return [acceptor]
+
+
+async def _serve(gate: Gate, opened: socket.socket, loop: asyncio.AbstractEventLoop) -> asyncio.Server:
+    kind = loop.create_unix_server if opened.family == socket.AF_UNIX else loop.create_server
+    if isinstance(opened, InheritedSocket) and opened.family == socket.AF_UNIX and sys.version_info >= (3, 13):
+        kind = partial(loop.create_unix_server, cleanup_socket=False)
+    return await kind(lambda: Connection(gate, loop), sock=opened, backlog=BACKLOG)

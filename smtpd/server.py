@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import sys
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
-from smtpd.acceptor import Acceptor
+from smtpd.acceptor import Acceptor, accept
 from smtpd.config import Config, TlsOptions
 from smtpd.dns import Resolver, make_resolver
 from smtpd.exporter import Exporter
@@ -20,7 +18,7 @@ from smtpd.journal import Journal
 from smtpd.limits import ConnectionLimits, ContentBudget
 from smtpd.log import Log
 from smtpd.metrics import Metrics, Slots
-from smtpd.sockets import BACKLOG, Inherited, InheritedSocket, bind, describe, ears
+from smtpd.sockets import Inherited, bind, describe
 from smtpd.store import Store, open_store
 from smtpd.tls import Certificates, Contexts, TlsError, combinations
 from smtpd.wire import Connection, Gate
@@ -328,9 +326,8 @@ class Server:
             gate = self._gates[name] = Gate(service, self._limits, self._contexts or self._certificates)
             for opened in self._sockets.get(name, ()):
                 listener = self.config.listeners[name]
-                listen = _accept if listener.proxy_protocol else _listen
-                for one in [opened] if listener.proxy_protocol else ears(opened, loop):
-                    self._listening.setdefault(name, []).append(await listen(gate, one, loop))
+                accepting = await accept(gate, opened, loop, reads_headers=bool(listener.proxy_protocol))
+                self._listening.setdefault(name, []).extend(accepting)
                 self.log.info("listening", listener=name, address=describe(opened), mode=listener.mode)
 
     def _close_listeners(self, *names: str) -> None:
@@ -386,16 +383,3 @@ def _promising(journal: Journal, config: Config) -> Journal:
     return journal.renewed(
         guarantee=promised.guarantee, keep=promised.remember, remember_refusals=promised.remember_refusals
     )
-
-
-async def _listen(gate: Gate, opened: socket.socket, loop: asyncio.AbstractEventLoop) -> asyncio.Server:
-    kind = loop.create_unix_server if opened.family == socket.AF_UNIX else loop.create_server
-    if isinstance(opened, InheritedSocket) and opened.family == socket.AF_UNIX and sys.version_info >= (3, 13):
-        kind = partial(loop.create_unix_server, cleanup_socket=False)
-    return await kind(lambda: Connection(gate, loop), sock=opened, backlog=BACKLOG)
-
-
-async def _accept(gate: Gate, opened: socket.socket, loop: asyncio.AbstractEventLoop) -> Acceptor:
-    acceptor = Acceptor(gate, opened, loop)
-    acceptor.start(BACKLOG)
-    return acceptor
