@@ -283,7 +283,7 @@ class Meters:
         commands = metrics.histogram(COMMAND_SECONDS)
         other = commands.labels(OTHER)
         self.commands = _Observers({verb: commands.labels(verb) for verb in sorted(VERBS)}, other)
-        """What `command` calls, by its verb."""
+        """By verb in upper case: a command was answered, after so many seconds. What a client can invent is "other"."""
         deliveries = metrics.histogram(DELIVERY_SECONDS)
         self.deliveries: Mapping[DeliveryResult, Callable[[float], None]] = {
             "accepted": deliveries.labels("accepted").observe,
@@ -329,10 +329,6 @@ class Meters:
         """An AUTH exchange ended; `mechanism` as the client wrote it."""
         name = mechanism.upper()
         self._auth.labels(self._listener, name if name in MECHANISMS else OTHER, result).inc()
-
-    def command(self, verb: str, seconds: float) -> None:
-        """A command was answered; `verb` in upper case, anything a client can invent is "other"."""
-        self.commands[verb](seconds)
 
     def received(self, domains: Iterable[str], size: int) -> None:
         """A message of `size` octets was accepted for recipients at these domains, in any order and number."""

@@ -85,8 +85,6 @@ class Reply:
 
     def encode(self, trace: str = "", texts: Mapping[str, str] | None = None) -> bytes:
         """The bytes on the wire; `trace` is set in brackets behind the text, `texts` holds changed texts by key."""
-        if not texts and not trace:
-            return self.plain
         text = texts.get(self.key, self.text) if texts else self.text
         plain = self.plain
         if text is self.text:

@@ -29,7 +29,7 @@ class Store(Protocol):
 
     @property
     def entries(self) -> Sized:
-        """The same object all the time: while its length is 0 nothing is kept, and `is_empty` need not be asked.
+        """Something to keep: while its length is 0 nothing is kept here, and `is_empty` need not be asked.
 
         A backend that others put something into has a length always.
         """

@@ -167,7 +167,7 @@ def test_every_server_metric_shows_after_its_meter_moved(metrics: Metrics, meter
     meters.proxy_header("proxied")
     meters.tls("TLSv1.3")
     meters.auth("plain", "ok")
-    meters.command("MAIL", 0.002)
+    meters.commands["MAIL"](0.002)
     meters.received(["example.com"], 4096)
     meters.rejected(replies.NO_SUCH_USER.key, "example.com")
     meters.deliveries["accepted"](0.5)
@@ -276,7 +276,7 @@ def strange_client(meters: Meters, chance: random.Random) -> None:
     elif kind == 2:
         meters.auth(word, "failed")
     elif kind == 3:
-        meters.command(word, 0.01)
+        meters.commands[word](0.01)
     elif kind == 4:
         meters.tls(word)
     elif kind == 5:
@@ -326,7 +326,7 @@ def test_a_verb_nobody_knows_counts_as_other_and_is_not_kept(metrics: Metrics, m
     known = len(meters.commands)
     meters.commands["MAIL"](0.1)
     meters.commands["XYZZY"](0.1)
-    meters.command("GRUE", 0.1)
+    meters.commands["GRUE"](0.1)
     assert value(metrics, "smtpd_command_duration_seconds_count", command="MAIL") == 1
     assert value(metrics, "smtpd_command_duration_seconds_count", command="other") == 2
     assert len(meters.commands) == known
