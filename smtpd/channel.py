@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
+from contextlib import suppress
 from types import coroutine
 from typing import Any
 
@@ -19,12 +20,13 @@ from smtpd.content import Receiver
 from smtpd.endings import Disconnected, Draining, Overrun, TimedOut
 from smtpd.limits import DataRate
 from smtpd.model import TlsInfo
-from smtpd.outbox import Outbox
 from smtpd.replies import Refused, Reply
+from smtpd.turn import Turn
 
 HIGH_WATER = 1 << 16  # unread octets at which the transport is told to pause
 _LOOK = 60.0  # seconds after which a timer looks at its deadline: below common timeouts, so it is not moved for them
 _HOLD = 1.0  # seconds that replies of a burst may wait for each other
+_LARGE = 1 << 14  # octets that are handled at once: the turns of many such clients together must not fill our memory
 _BURST = 1 << 12  # octets of replies that wait for each other: who reads nothing must not fill our memory
 
 _INPUT = object()
@@ -38,18 +40,18 @@ def _wait(wanted: object) -> Generator[object, None, None]:
 class Channel:
     """Carries one conversation. `feed`, `feed_eof`, `lost` and `blocked` are the carrier's side.
 
-    What is said leaves when the conversation waits for input again: at once, or with what is in the outbox.
+    What is said leaves when the conversation waits for input again: at once, or where there is a `turn` at its end.
     """
 
     __slots__ = (
-        "_blocked", "_coroutine", "_data", "_deadline", "_draining", "_eof", "_finishing", "_idle", "_loop", "_lost",
-        "_out", "_outbox", "_paused", "_position", "_read", "_task", "_timer", "_timer_at", "_transport", "_waiting",
-        "flushes", "on_finished", "on_vanished",
+        "_blocked", "_coroutine", "_data", "_deadline", "_draining", "_eof", "_finishing", "_idle", "_is_due", "_loop",
+        "_lost", "_out", "_paused", "_position", "_read", "_task", "_timer", "_timer_at", "_transport", "_turn",
+        "_waiting", "flushes", "on_finished", "on_vanished",
     )  # fmt: skip
 
-    def __init__(self, transport: Transport, loop: asyncio.AbstractEventLoop, outbox: Outbox | None = None) -> None:
+    def __init__(self, transport: Transport, loop: asyncio.AbstractEventLoop, turn: Turn | None = None) -> None:
         self._transport = transport
-        self._outbox = outbox
+        self._turn = turn
         self._loop = loop
         self._data = b""
         self._position = 0
@@ -61,6 +63,7 @@ class Channel:
         self._deadline = 0.0
         self._waiting = False
         self._idle = False
+        self._is_due = False
         self._finishing = False
         self._paused = False
         self._blocked = False
@@ -172,11 +175,9 @@ class Channel:
         """Say what there is to say now, then throw content away until its end, or time or size is up."""
         self.flush()
         self._deadline = self._loop.time() + seconds
-        try:
+        with suppress(TimedOut, Disconnected):
             while not receiver.complete and not self._feed(receiver) and not receiver.hopeless:
                 await self._input()
-        except (TimedOut, Disconnected):
-            return
 
     def _feed(self, receiver: Receiver) -> bool:
         data, position = self._data, self._position
@@ -266,15 +267,25 @@ class Channel:
         self._data = self._data[self._position :] + data if self._position < len(self._data) else data
         self._position = 0
         if self._waiting and not self._blocked:
-            self._advance()
+            if self._turn is None or len(data) > _LARGE:
+                self._advance()
+            elif not self._is_due:
+                self._is_due = True
+                self._turn.hears(self, self._loop)
         elif len(self._data) > HIGH_WATER and not self._paused:
             self._paused = True
             self._transport.pause_reading()
 
+    def go_on(self) -> None:
+        """Handle what came in this turn of the event loop."""
+        if self._is_due and not self._blocked:
+            self._advance()
+        self._is_due = False
+
     def feed_eof(self) -> None:
         """The client will send nothing more."""
         self._eof = True
-        if self._waiting and not (self._blocked and self.pending):
+        if self._waiting and not self._is_due and not (self._blocked and self.pending):
             self._advance(Disconnected())
         elif self.vanished:
             self._vanish()
@@ -328,7 +339,7 @@ class Channel:
     def _advance(self, error: Exception | None = None) -> None:
         if self._coroutine is None:
             return
-        self._waiting = False
+        self._waiting = self._is_due = False
         try:
             wanted = self._coroutine.send(None) if error is None else self._coroutine.throw(error)
         except StopIteration:
@@ -340,8 +351,8 @@ class Channel:
             raise
         if wanted is _INPUT:
             self._waiting = True
-            if self._out and self._outbox is not None:
-                self._outbox.add(self, self._loop)
+            if self._out and self._turn is not None:
+                self._turn.speaks(self, self._loop)
             else:
                 self.flush()
             if self._timer is None or self._deadline < self._timer_at:
@@ -362,11 +373,9 @@ class Channel:
 
     def _arm(self) -> None:
         """One timer per connection: moved only to an earlier time, it looks at the deadline when it fires."""
-        if not self._deadline:
+        if not self._deadline or (self._timer is not None and self._timer_at <= self._deadline):
             return
         if self._timer is not None:
-            if self._timer_at <= self._deadline:
-                return
             self._timer.cancel()
         self._timer_at = min(self._deadline, self._loop.time() + _LOOK)
         self._timer = self._loop.call_at(self._timer_at, self._on_timer)
@@ -374,7 +383,7 @@ class Channel:
     def _on_timer(self) -> None:
         self._timer = None
         is_running = self._task is not None and not self._task.done()
-        if not self._deadline or not (self._waiting or is_running):
+        if not self._deadline or self._is_due or not (self._waiting or is_running):
             return
         if self._loop.time() + 0.002 < self._deadline:
             self._arm()

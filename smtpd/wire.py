@@ -19,10 +19,10 @@ from smtpd.conversation import Conversation
 from smtpd.endings import Disconnected
 from smtpd.limits import ConnectionLimits
 from smtpd.model import IPAddress, Session, TlsInfo, new_id, plain_ip
-from smtpd.outbox import Outbox
 from smtpd.proxy import V1_START, V2_START, Origin
 from smtpd.replies import Reply
 from smtpd.service import Service
+from smtpd.turn import Turn
 
 LAST_WORDS = 10.0  # seconds that a client which does not read may keep us from hanging up
 _TLS_RECORD = b"\x16"  # RFC 8446 §5.1: what a TLS client says first; no SMTP command starts like this
@@ -33,14 +33,14 @@ _LOCAL_SOCKET = "127.0.0.1"
 class Gate:
     """One listener of the running server: what its next connection meets. A reload puts another `service` here."""
 
-    __slots__ = ("certificates", "channels", "is_draining", "limits", "on_idle", "outbox", "service")
+    __slots__ = ("certificates", "channels", "is_draining", "limits", "on_idle", "service", "turn")
 
     def __init__(self, service: Service, limits: ConnectionLimits, certificates: tls.Contexts | None) -> None:
         self.service = service
         self.limits = limits
         self.certificates = certificates
         self.channels: dict[Channel, Service] = {}
-        self.outbox = Outbox()
+        self.turn = Turn()
         self.is_draining = False
         self.on_idle: Callable[[], None] | None = None
 
@@ -152,7 +152,7 @@ class Connection(asyncio.Protocol):
         if self._may_be_secure and (negotiated := _negotiated(transport)):
             session.tls = negotiated
             service.meters.tls(negotiated.version)
-        channel = self._channel = Channel(self, self._loop, gate.outbox)
+        channel = self._channel = Channel(self, self._loop, gate.turn)
         channel.on_finished = self._finished
         gate.channels[channel] = service
         if self._is_check:
