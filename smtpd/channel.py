@@ -269,7 +269,7 @@ class Channel:
         if self._waiting and not self._blocked:
             if self._turn is None or len(data) > _LARGE:
                 self._advance()
-            elif not self._is_due:
+            else:
                 self._is_due = True
                 self._turn.hears(self, self._loop)
         elif len(self._data) > HIGH_WATER and not self._paused:
@@ -383,9 +383,9 @@ class Channel:
     def _on_timer(self) -> None:
         self._timer = None
         is_running = self._task is not None and not self._task.done()
-        if not self._deadline or self._is_due or not (self._waiting or is_running):
+        if not self._deadline or not (self._waiting or is_running):
             return
-        if self._loop.time() + 0.002 < self._deadline:
+        if self._is_due or self._loop.time() + 0.002 < self._deadline:
             self._arm()
         else:
             self._advance(TimedOut())
