@@ -318,8 +318,9 @@ def combine(outcomes: Mapping[Recipient, Reply], *, prdr: bool) -> Reply:
         return answers[0] if answers else replies.OUR_FAULT
     if deferred:
         return replies.SOME_DEFERRED(reason=deferred[0].message)
-    if any(reply.status.startswith(("5.1.", "5.2.")) for reply in refused):
-        return replies.SOME_DEFERRED(reason=replies.OUR_FAULT.message)
+    for reply in refused:
+        if reply.status.startswith(("5.1.", "5.2.")):
+            return replies.SOME_DEFERRED(reason=reply.message)
     names = ", ".join(recipient.address.text for recipient, reply in outcomes.items() if reply.is_permanent)
     return replies.SOME_REFUSED(recipients=names, reason=refused[0].message)
 
