@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from smtpd import replies
 from smtpd.addresses import Address
+from smtpd.findings import results_told
 from smtpd.metrics import AuthResult, DeliveryResult
 from smtpd.model import Session, TlsInfo, Transaction
 from smtpd.policy import Decision
@@ -193,6 +194,9 @@ def _judged(reply: Reply, session: Session, mail: Transaction | None) -> dict[st
     decisions = [*(session.trace or ()), *(mail.trace or () if mail is not None else ())]
     if decisions:
         judged["decisions"] = list(map(str, _first_and_last(decisions)))
+    # Why, for whoever looks for a refusal: what was found out stands nowhere else when the message is not taken.
+    if mail is not None and any(decision.reply for decision in decisions) and (results := results_told(mail)):
+        judged["results"] = results
     return judged
 
 

@@ -1,15 +1,17 @@
 """What is counted and logged of a conversation."""
 
 from base64 import b64encode
+from typing import Literal
 
 import pytest
 from stage import CONTENT, Answer, Stage
 
 from smtpd import replies
 from smtpd.auth import Authenticator
+from smtpd.findings import DkimResults, DkimSignature, SpfCheck, SpfResults
 from smtpd.model import Message, Recipient, TlsInfo, Transaction
 from smtpd.options import FilterOptions
-from smtpd.policy import Filter, Verdict
+from smtpd.policy import PASS, Filter, Verdict
 from smtpd.replies import Reply
 
 DELIVERIES = "smtpd_delivery_duration_seconds_count"
@@ -55,6 +57,49 @@ async def test_different_outcomes_are_logged_also_when_all_are_the_words_of_a_st
         await talk.say(CONTENT + b".\r\n")
         (line,) = server.events("message")
         assert line["outcomes"] == ["250 2.0.0 Saved", "552 5.2.2 Full"]
+
+
+class Finding(Filter):
+    name = "finding"
+    gives = (SpfResults, DkimResults)
+
+    async def on_message(self, mail: Transaction, message: Message) -> Verdict:
+        checked = SpfCheck("fail", "mailfrom", "c.test", '"joe b"@c.test', reason="-all matches")
+        signed = DkimSignature("fail", "c.test", "s", "rsa-sha256", "joe@c.test", "AbC", reason="the body was changed")
+        mail.facts.add(SpfResults(checked))
+        mail.facts.add(DkimResults((signed,)))
+        return PASS
+
+
+TOLD = [
+    "spf=fail smtp.mailfrom (-all matches)",
+    "dkim=fail header.d=c.test header.s=s header.a=rsa-sha256 (the body was changed)",
+]
+
+
+class Observed(Refusing):
+    class Options(FilterOptions):
+        mode: Literal["enforce", "observe", "off"] = "observe"
+
+
+@pytest.mark.parametrize("refusing", [Refusing, Observed])
+async def test_refusal_is_logged_with_what_was_found_out_about_the_sender(refusing: type[Filter]) -> None:
+    async with Stage(filters={"finding": Finding, "refusing": refusing}) as server:
+        talk = await server.ready()
+        await talk.say(b"DATA\r\n")
+        await talk.say(CONTENT + b".\r\n")
+        (line,) = server.events("message")
+        assert line["results"] == TOLD
+
+
+async def test_message_that_nobody_wanted_refused_carries_its_results_itself() -> None:
+    async with Stage(filters={"finding": Finding}) as server:
+        talk = await server.ready()
+        await talk.say(b"DATA\r\n")
+        await talk.say(CONTENT + b".\r\n")
+        (line,) = server.events("message")
+        assert line["decisions"]
+        assert "results" not in line
 
 
 class Deferring(Filter):
