@@ -261,11 +261,10 @@ def _found(mail: Transaction) -> list[MethodResult]:
 
 
 def _told(found: MethodResult) -> str:
-    words = [f"{found.method}={found.result}"]
+    words = [f"{found.method}={found.result}", *(f"({text})" for text in (found.comment, found.reason) if text)]
     for ptype, name, value in found.properties:
         if ptype == "smtp":
             words.append(f"{ptype}.{name}")
         elif name not in _NOT_TOLD:
             words.append(f"{ptype}.{name}={value}")
-    words += [f"({text})" for text in (found.comment, found.reason) if text]
     return " ".join(words)

@@ -72,8 +72,8 @@ class Finding(Filter):
 
 
 TOLD = [
-    "spf=fail smtp.mailfrom (-all matches)",
-    "dkim=fail header.d=c.test header.s=s header.a=rsa-sha256 (the body was changed)",
+    "spf=fail (-all matches) smtp.mailfrom",
+    "dkim=fail (the body was changed) header.d=c.test header.s=s header.a=rsa-sha256",
 ]
 
 
