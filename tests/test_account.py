@@ -50,6 +50,34 @@ async def _as_a_store_said(mail: Transaction, message: Message) -> dict[Recipien
     return dict(zip(mail.recipients, said, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("said", "prdr", "counts"),
+    [
+        (replies.MAILBOX_FULL_PERMANENTLY, True, (1, {"mailbox-full-permanently": 1})),
+        (replies.MAILBOX_FULL, True, (1, {"mailbox-full": 1})),
+        (replies.MAILBOX_FULL, False, (0, {"some-deferred": 1})),
+        (replies.MAILBOX_FULL_PERMANENTLY, False, (0, {"some-deferred": 1})),
+        (replies.STORE_REFUSED, False, (1, {"some-refused": 1})),
+    ],
+)
+async def test_each_refusal_that_was_spoken_is_counted_and_each_message_that_somebody_got(
+    said: Reply, prdr: bool, counts: tuple[int, dict[str, int]]
+) -> None:
+    async def answer(mail: Transaction, message: Message) -> dict[Recipient, Reply]:
+        return dict(zip(mail.recipients, [replies.ACCEPTED, said], strict=True))
+
+    async with Stage(answer=answer) as server:
+        talk = server.talk()
+        await talk.say(b"EHLO client.test\r\nMAIL FROM:<joe@client.test>" + (b" PRDR\r\n" if prdr else b"\r\n"))
+        await talk.say(b"RCPT TO:<ann@example.test>\r\nRCPT TO:<bob@example.test>\r\nDATA\r\n")
+        await talk.say(CONTENT + b".\r\n")
+        where = {"listener": "smtp", "recipient_domain": "example.test"}
+        received = server.count("smtpd_messages_received_total", **where)
+        keys = (said.key, "some-deferred", "some-refused")
+        rejected = {key: server.count("smtpd_messages_rejected_total", reason=key, **where) for key in keys}
+        assert (received, {key: count for key, count in rejected.items() if count}) == counts
+
+
 async def test_different_outcomes_are_logged_also_when_all_are_the_words_of_a_store() -> None:
     async with Stage(answer=_as_a_store_said) as server:
         talk = await server.ready()
