@@ -74,6 +74,7 @@ class Access(Filter):
     Options = AccessOptions
     labels: ClassVar[frozenset[str]] = frozenset(("allowed", "allowed_sender", "allowed_recipient"))
     labels_at: ClassVar[Mapping[str, StageName]] = {"allowed_sender": "mail", "allowed_recipient": "rcpt"}
+    labels_at_will: ClassVar[frozenset[str]] = frozenset(("allowed_sender",))
     early = True
 
     def __init__(self, name: str, options: AccessOptions, services: Services) -> None:

@@ -96,6 +96,7 @@ class Arc(Filter):
     uses = (SpfResults, DkimResults)
     gives = (ArcResult,)
     labels: ClassVar[frozenset[str]] = frozenset(("arc-pass", "arc-fail"))
+    labels_at_will: ClassVar[frozenset[str]] = frozenset(("arc-pass",))  # anybody can seal
 
     def __init__(self, name: str, options: ArcOptions, services: Services) -> None:
         super().__init__(name, options, services)

@@ -108,6 +108,7 @@ class Dkim(Filter):
     Options = DkimOptions
     gives = (DkimResults,)
     labels: ClassVar[frozenset[str]] = frozenset(("dkim-pass", "dkim-fail", "dkim-temperror", "dkim-none"))
+    labels_at_will: ClassVar[frozenset[str]] = frozenset(("dkim-pass",))  # by a domain of his own
 
     def __init__(self, name: str, options: DkimOptions, services: Services) -> None:
         super().__init__(name, options, services)

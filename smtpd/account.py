@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from smtpd import replies
 from smtpd.addresses import Address
+from smtpd.findings import results_told
 from smtpd.metrics import AuthResult, DeliveryResult
-from smtpd.model import Session, TlsInfo, Transaction
+from smtpd.model import Recipient, Session, TlsInfo, Transaction
 from smtpd.policy import Decision
 from smtpd.replies import Reply
 from smtpd.service import Service
@@ -77,16 +78,8 @@ class Account:
 
     def _tell_at_length(self, mail: Transaction, outcome: Outcome, size: int, seconds: float) -> None:
         """All there can be to count and to say of a message."""
-        reply, each, recipients = outcome.reply, outcome.each, mail.recipients
-        if each is not None and len(each) > 1:
-            recipients = [recipient for recipient in recipients if each[recipient].is_positive is reply.is_positive]
-        meters, domains = self._service.meters, [recipient.address.domain for recipient in recipients]
-        if reply.code < 400:
-            self._session.messages += 1
-            meters.received(domains, size)
-        else:
-            for domain in domains or [""]:
-                meters.rejected(reply.key, domain)
+        self._count(mail, outcome, size)
+        reply, each = outcome.reply, outcome.each
         common, more = self._accepted_line, _judged(reply, self._session, mail)
         if reply is not replies.ACCEPTED:
             common, more = self._client_line, {"reply": str(reply), "reason": reply.key, **more}
@@ -94,6 +87,23 @@ class Account:
             more["outcomes"] = [str(each[recipient]) for recipient in mail.recipients]
         names = [recipient.address.text for recipient in mail.recipients]
         self._service.log.message(common, mail.id, mail.sender.text, names, size, seconds, more)
+
+    def _count(self, mail: Transaction, outcome: Outcome, size: int) -> None:
+        reply, each, meters = outcome.reply, outcome.each or {}, self._service.meters
+        taken: list[Recipient] = []
+        refused: list[Recipient] = []
+        for one in mail.recipients:
+            (taken if each.get(one, reply).is_positive else refused).append(one)
+        if reply.is_positive:
+            self._session.messages += 1
+        # What some have when all is put off is counted when the sender has come back for the others.
+        if reply.is_positive or (taken and reply.is_permanent):
+            meters.received([one.address.domain for one in taken], size)
+        for one in refused:
+            # Below a 2xx reply they have heard their own, in LMTP or by PRDR.
+            meters.rejected((each[one] if reply.is_positive else reply).key, one.address.domain)
+        if not mail.recipients and not reply.is_positive:
+            meters.rejected(reply.key, "")
 
     def delivered(self, reply: Reply, seconds: float) -> None:
         """The agents have answered; no filter's time or verdict is in it."""
@@ -193,6 +203,9 @@ def _judged(reply: Reply, session: Session, mail: Transaction | None) -> dict[st
     decisions = [*(session.trace or ()), *(mail.trace or () if mail is not None else ())]
     if decisions:
         judged["decisions"] = list(map(str, _first_and_last(decisions)))
+    # Why, for whoever looks for a refusal: what was found out stands nowhere else when the message is not taken.
+    if mail is not None and any(decision.reply for decision in decisions) and (results := results_told(mail)):
+        judged["results"] = results
     return judged
 
 

@@ -317,11 +317,18 @@ def combine(outcomes: Mapping[Recipient, Reply], *, prdr: bool) -> Reply:
     if len(deferred) == len(answers) or len(refused) == len(answers):
         return answers[0] if answers else replies.OUR_FAULT
     if deferred:
-        return replies.SOME_DEFERRED(reason=deferred[0].message)
-    if any(reply.status.startswith(("5.1.", "5.2.")) for reply in refused):
-        return replies.SOME_DEFERRED(reason=replies.OUR_FAULT.message)
+        return _quoting(deferred[0], replies.SOME_DEFERRED)
+    for reply in refused:
+        if reply.status.startswith(("5.1.", "5.2.")):
+            return _quoting(reply, replies.SOME_DEFERRED)
     names = ", ".join(recipient.address.text for recipient, reply in outcomes.items() if reply.is_permanent)
-    return replies.SOME_REFUSED(recipients=names, reason=refused[0].message)
+    return _quoting(refused[0], replies.SOME_REFUSED(recipients=names))
+
+
+def _quoting(reason: Reply, reply: Reply) -> Reply:
+    """The reply with another one as its reason, and with the name of the filter that spoke that one."""
+    by = reason.values.get("filter")
+    return reply(reason=reason.message, filter=by) if by else reply(reason=reason.message)
 
 
 def _is_final(reply: Reply) -> bool:

@@ -25,6 +25,7 @@ Override = Literal[
 ]  # fmt: skip
 
 _LEAST_SHOWN = 8  # characters of b=, RFC 6008 §4
+_NOT_TOLD = ("b", "i")  # of a signature: too long, and somebody's address
 _ORDER = ("iprev", "spf", "dkim", "arc", "dmarc")  # of methods in our field; others stand behind them
 
 
@@ -240,8 +241,30 @@ def _beginnings(signatures: Sequence[str]) -> list[str]:
 
 def results_field(authserv_id: str, mail: Transaction) -> bytes:
     """Our Authentication-Results field for a message: everything that filters found out about its sender."""
+    return authentication_results(authserv_id, _found(mail), utf8=mail.smtputf8)
+
+
+def results_told(mail: Transaction) -> list[str]:
+    """The same for the log, one text for each result: a message that is refused carries no such field to anybody.
+
+    Who the client and the sender say they are is left out: the line has both, and knows when they are to be hidden.
+    """
+    return [_told(one) for one in _found(mail)]
+
+
+def _found(mail: Transaction) -> list[MethodResult]:
     facts = (*mail.session.facts, *mail.facts)
     found = [one for fact in facts if isinstance(fact, Evidence) for one in fact.results()]
     # Not in the order of what DNS answered first, so that a recorded run repeats to the letter.
     found.sort(key=lambda one: _ORDER.index(one.method) if one.method in _ORDER else len(_ORDER))
-    return authentication_results(authserv_id, found, utf8=mail.smtputf8)
+    return found
+
+
+def _told(found: MethodResult) -> str:
+    words = [f"{found.method}={found.result}", *(f"({text})" for text in (found.comment, found.reason) if text)]
+    for ptype, name, value in found.properties:
+        if ptype == "smtp":
+            words.append(f"{ptype}.{name}")
+        elif name not in _NOT_TOLD:
+            words.append(f"{ptype}.{name}={value}")
+    return " ".join(words)

@@ -1,15 +1,17 @@
 """What is counted and logged of a conversation."""
 
 from base64 import b64encode
+from typing import Literal
 
 import pytest
 from stage import CONTENT, Answer, Stage
 
 from smtpd import replies
 from smtpd.auth import Authenticator
+from smtpd.findings import DkimResults, DkimSignature, SpfCheck, SpfResults
 from smtpd.model import Message, Recipient, TlsInfo, Transaction
 from smtpd.options import FilterOptions
-from smtpd.policy import Filter, Verdict
+from smtpd.policy import PASS, Filter, Verdict
 from smtpd.replies import Reply
 
 DELIVERIES = "smtpd_delivery_duration_seconds_count"
@@ -48,6 +50,34 @@ async def _as_a_store_said(mail: Transaction, message: Message) -> dict[Recipien
     return dict(zip(mail.recipients, said, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("said", "prdr", "counts"),
+    [
+        (replies.MAILBOX_FULL_PERMANENTLY, True, (1, {"mailbox-full-permanently": 1})),
+        (replies.MAILBOX_FULL, True, (1, {"mailbox-full": 1})),
+        (replies.MAILBOX_FULL, False, (0, {"some-deferred": 1})),
+        (replies.MAILBOX_FULL_PERMANENTLY, False, (0, {"some-deferred": 1})),
+        (replies.STORE_REFUSED, False, (1, {"some-refused": 1})),
+    ],
+)
+async def test_each_refusal_that_was_spoken_is_counted_and_each_message_that_somebody_got(
+    said: Reply, prdr: bool, counts: tuple[int, dict[str, int]]
+) -> None:
+    async def answer(mail: Transaction, message: Message) -> dict[Recipient, Reply]:
+        return dict(zip(mail.recipients, [replies.ACCEPTED, said], strict=True))
+
+    async with Stage(answer=answer) as server:
+        talk = server.talk()
+        await talk.say(b"EHLO client.test\r\nMAIL FROM:<joe@client.test>" + (b" PRDR\r\n" if prdr else b"\r\n"))
+        await talk.say(b"RCPT TO:<ann@example.test>\r\nRCPT TO:<bob@example.test>\r\nDATA\r\n")
+        await talk.say(CONTENT + b".\r\n")
+        where = {"listener": "smtp", "recipient_domain": "example.test"}
+        received = server.count("smtpd_messages_received_total", **where)
+        keys = (said.key, "some-deferred", "some-refused")
+        rejected = {key: server.count("smtpd_messages_rejected_total", reason=key, **where) for key in keys}
+        assert (received, {key: count for key, count in rejected.items() if count}) == counts
+
+
 async def test_different_outcomes_are_logged_also_when_all_are_the_words_of_a_store() -> None:
     async with Stage(answer=_as_a_store_said) as server:
         talk = await server.ready()
@@ -55,6 +85,49 @@ async def test_different_outcomes_are_logged_also_when_all_are_the_words_of_a_st
         await talk.say(CONTENT + b".\r\n")
         (line,) = server.events("message")
         assert line["outcomes"] == ["250 2.0.0 Saved", "552 5.2.2 Full"]
+
+
+class Finding(Filter):
+    name = "finding"
+    gives = (SpfResults, DkimResults)
+
+    async def on_message(self, mail: Transaction, message: Message) -> Verdict:
+        checked = SpfCheck("fail", "mailfrom", "c.test", '"joe b"@c.test', reason="-all matches")
+        signed = DkimSignature("fail", "c.test", "s", "rsa-sha256", "joe@c.test", "AbC", reason="the body was changed")
+        mail.facts.add(SpfResults(checked))
+        mail.facts.add(DkimResults((signed,)))
+        return PASS
+
+
+TOLD = [
+    "spf=fail (-all matches) smtp.mailfrom",
+    "dkim=fail (the body was changed) header.d=c.test header.s=s header.a=rsa-sha256",
+]
+
+
+class Observed(Refusing):
+    class Options(FilterOptions):
+        mode: Literal["enforce", "observe", "off"] = "observe"
+
+
+@pytest.mark.parametrize("refusing", [Refusing, Observed])
+async def test_refusal_is_logged_with_what_was_found_out_about_the_sender(refusing: type[Filter]) -> None:
+    async with Stage(filters={"finding": Finding, "refusing": refusing}) as server:
+        talk = await server.ready()
+        await talk.say(b"DATA\r\n")
+        await talk.say(CONTENT + b".\r\n")
+        (line,) = server.events("message")
+        assert line["results"] == TOLD
+
+
+async def test_message_that_nobody_wanted_refused_carries_its_results_itself() -> None:
+    async with Stage(filters={"finding": Finding}) as server:
+        talk = await server.ready()
+        await talk.say(b"DATA\r\n")
+        await talk.say(CONTENT + b".\r\n")
+        (line,) = server.events("message")
+        assert line["decisions"]
+        assert "results" not in line
 
 
 class Deferring(Filter):

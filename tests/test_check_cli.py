@@ -55,6 +55,22 @@ def test_check_finds_filters_that_do_not_fit_together() -> None:
     ]
 
 
+def test_check_warns_of_refusals_that_a_forger_can_silence() -> None:
+    path = Path("open.toml")
+    path.write_text(
+        GOOD + '[smtpd.filters.access]\nallow_senders = ["@a.test"]\n[smtpd.filters.spf]\n[smtpd.filters.dkim]\n'
+        '[smtpd.filters.dmarc]\nunless = ["authenticated", "allowed", "allowed_sender", "dkim-pass"]\n'
+        '[smtpd.filters.own_domain]\nmode = "off"\nunless = ["allowed_sender"]\n'
+    )
+    result = CliRunner().invoke(main, ["check", "--config", str(path)])
+    assert result.exit_code == 0
+    assert [line for line in result.stderr.splitlines() if "filters" in line] == [
+        "warning: open.toml:13: smtpd.filters.dmarc.unless: "
+        f'whoever sends can have the label "{label}", so forgers are not refused either'
+        for label in ("allowed_sender", "dkim-pass")
+    ]
+
+
 def test_check_finds_what_the_machine_does_not_have() -> None:
     path = Path("bad.toml")
     path.write_text(

@@ -352,6 +352,19 @@ def test_refused_recipients_are_named() -> None:
     assert "good@example.com" not in str(combine(outcomes, prdr=False))
 
 
+def test_client_that_has_to_come_back_hears_what_is_wrong_with_the_others() -> None:
+    outcomes = {recipient(local="good"): TWO, recipient(local="bad"): FULL(address="bad@example.com")}
+    reply = combine(outcomes, prdr=False)
+    assert str(reply) == (
+        "451 4.3.0 Not delivered to everybody, please try again later: The mailbox of bad@example.com is full"
+    )
+
+
+def test_filter_that_refused_some_recipients_is_named_behind_the_one_reply() -> None:
+    outcomes = {recipient(local="good"): TWO, recipient(local="bad"): replies.DENIED_CLIENT(ip="::1", filter="access")}
+    assert combine(outcomes, prdr=False).values["filter"] == "access"
+
+
 def test_with_prdr_one_success_is_enough_for_the_last_reply() -> None:
     outcomes = {recipient(local="good"): TWO, recipient(local="bad"): TEMPORARY}
     assert combine(outcomes, prdr=True) is TWO

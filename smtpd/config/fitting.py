@@ -43,3 +43,15 @@ def find_misfits(config: Config) -> Iterator[Finding]:
             for problem in error.problems:
                 key, _, message = problem.partition(": ")
                 yield Finding(tuple(key.split(".")[1:]), message)
+
+
+def find_loopholes(config: Config) -> Iterator[Finding]:
+    """Refusals that a forger can silence, as `unless` has a label that he can get; it works, but is seldom meant."""
+    running = {name: options for name, options in config.filters.items() if options.mode != "off"}
+    kinds = [plugins.find(plugins.FILTERS, options.type or name) for name, options in running.items()]
+    at_will = frozenset[str]().union(*(kind.labels_at_will for kind in kinds if issubclass(kind, Filter)))
+    for name, options in running.items():
+        for word in options.unless:
+            if word in at_will:
+                message = f'whoever sends can have the label "{word}", so forgers are not refused either'
+                yield Finding(("filters", name, "unless"), message)

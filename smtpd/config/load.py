@@ -4,7 +4,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 
 from smtpd.config.checks import find_mistakes, find_oddities
@@ -45,19 +45,21 @@ def load(path: FilePath | None, environ: Mapping[str, str], *, over: Tree | None
 
 def check(path: FilePath | None, environ: Mapping[str, str]) -> Report:
     """As `load`, but mistakes are returned, and warnings with them; what is found only at start-up as well."""
-    from smtpd.config.fitting import find_misfits  # they import half of the server
+    from smtpd.config.fitting import find_loopholes, find_misfits  # they import half of the server
     from smtpd.config.surroundings import find_gaps
 
     report, origins = _read_and_build(path, environ)
     found: list[Finding] = []
+    warnings = report.warnings
     if report.draft is not None and path is not None:
         found += find_gaps(report.draft, is_whole=report.config is not None)
     if report.config is not None:
         found += find_misfits(report.config)
+        warnings = [*warnings, *_placed(list(find_loopholes(report.config)), origins)]
     if not found:
-        return report
+        return replace(report, warnings=warnings)
     problems = sorted([*report.problems, *_placed(found, origins)], key=lambda problem: problem.line or 0)
-    return Report(None, problems, report.warnings)
+    return Report(None, problems, warnings)
 
 
 def _read_and_build(

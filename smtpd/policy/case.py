@@ -10,6 +10,7 @@ from collections.abc import Collection, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any
 
 from smtpd.model import Recipient, Session, Transaction
+from smtpd.options import StageName
 from smtpd.policy.decision import Decision, Held
 
 if TYPE_CHECKING:
@@ -113,6 +114,11 @@ class Case:
         """Add one line to the trace unless it is there: a held refusal is spoken at every RCPT."""
         if decision not in (self.owner.trace or ()):
             self.note(decision)
+
+    def note_unanswered(self, filter: str, stage: StageName) -> None:
+        """Add to the trace that a filter has no answer yet, once."""
+        if not any(one.filter == filter and one.result == "unanswered" for one in self.owner.trace or ()):
+            self.note(Decision(filter, stage, "unanswered"))
 
     def pending(self) -> list[Lookup]:
         """Everything not answered yet, the session's first."""

@@ -160,7 +160,12 @@ class Hook:
         if check.fact_givers:
             await answered(case.pending_of(check.fact_givers))
         started = perf_counter()
-        answer = await check.guard(lambda: self._question(case), self.name, case.owner.id)
+        try:
+            answer = await check.guard(lambda: self._question(case), self.name, case.owner.id)
+        except asyncio.CancelledError:
+            if self.due is not None:
+                case.note_unanswered(check.name, self.stage)
+            raise
         seconds = perf_counter() - started
         check.seconds.observe(seconds)
         if isinstance(answer, Verdict):

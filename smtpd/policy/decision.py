@@ -12,7 +12,7 @@ from smtpd.replies import Reply
 
 STAGES: tuple[StageName, ...] = ("connect", "helo", "mail", "rcpt", "message")
 
-Result = Literal["pass", "refused", "held", "observed", "error", "timeout", "silenced"]
+Result = Literal["pass", "refused", "held", "observed", "error", "timeout", "silenced", "unanswered"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,8 @@ class Decision:
     """One line of the trace: what a filter decided, or what became of it.
 
     "held": refused, spoken later; "refused": spoken, or spoken by a heavier one; "silenced": refused, but
-    `unless` or postmaster's exemption kept it quiet; "observed": would have refused.
+    `unless` or postmaster's exemption kept it quiet; "observed": would have refused; "unanswered": it had no answer
+    yet when the time of all filters together was up.
     """
 
     filter: str

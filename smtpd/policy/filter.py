@@ -58,6 +58,8 @@ class Filter:
     """Every label it can ever give."""
     labels_at: ClassVar[Mapping[str, StageName]] = {}
     """Where it gives a label, for those that it does not give where it is asked first."""
+    labels_at_will: ClassVar[frozenset[str]] = frozenset()
+    """Those that whoever sends can have if he wants; `smtpd check` warns of them in an `unless`."""
     changes: ClassVar[bool] = False
     """It alters the message: it runs last, in file order."""
     early: ClassVar[bool] = False

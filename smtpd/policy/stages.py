@@ -5,6 +5,7 @@ Of several refusals the first (in the order of the configuration) of the heavies
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -176,6 +177,16 @@ class MessageStage(Stage):
     async def __call__(self, mail: Transaction, message: Message) -> Judgement:
         """What to answer; filters may have changed the message."""
         case = Case(mail.session, mail, arguments=(mail, message))
+        try:
+            return await self._judge(case, mail, message)
+        except asyncio.CancelledError:
+            # Time is up, and whoever reads the log wants to know for whom; their tasks have not noticed yet.
+            for lookup in case.pending():
+                if lookup.hook.due is not None:
+                    case.note_unanswered(lookup.hook.check.name, lookup.hook.stage)
+            raise
+
+    async def _judge(self, case: Case, mail: Transaction, message: Message) -> Judgement:
         await self._ask(case, self._readers)
         due = [held for held in await self._due(case) if held.act_at == self.name]
         refused = await self._refused(due, case)

@@ -25,6 +25,7 @@ _ACTIONS = {
     "silenced": "would have refused, but `unless` or postmaster's exemption silences it",
     "error": "broke; on_error lets it pass",
     "timeout": "took too long; on_error lets it pass",
+    "unanswered": "had no answer yet when the time of all filters was up",
 }
 
 _ABOUT_REFUSALS = ("refused", "held", "observed", "silenced")

@@ -1,5 +1,8 @@
 """The judgement of a whole message."""
 
+import asyncio
+from contextlib import suppress
+
 import pytest
 
 from smtpd.model import Message, Recipient, Session, Transaction
@@ -210,3 +213,56 @@ async def test_filter_that_changes_can_refuse_and_ends_the_chain(world, mail, re
 
 async def test_message_without_recipients_is_judged_too(world):
     assert (await judged(world, world.mail(), at_message("a", Verdict(NO)))).reply == NO
+
+
+class Stuck(Filter):
+    """It never answers."""
+
+    name = "stuck"
+
+    async def on_message(self, mail: Transaction, message: Message) -> Verdict:
+        await asyncio.Event().wait()
+        return PASS
+
+
+class StuckToo(Stuck):
+    name = "too"
+
+
+class StuckEarly(Filter):
+    name = "early"
+
+    async def on_mail(self, mail: Transaction) -> Verdict:
+        await asyncio.Event().wait()
+        return PASS
+
+
+class StuckChanger(Stuck):
+    name = "changer"
+    changes = True
+
+
+QUICK = at_message("quick", PASS)
+
+
+@pytest.mark.parametrize(
+    ("entries", "told"),
+    [
+        ((Stuck,), {"stuck message unanswered 0ms"}),
+        ((QUICK, Stuck), {"stuck message unanswered 0ms"}),
+        ((StuckEarly, QUICK), {"early mail unanswered 0ms"}),
+        ((QUICK, StuckChanger), {"changer message unanswered 0ms"}),
+        ((Stuck, StuckToo), {"stuck message unanswered 0ms", "too message unanswered 0ms"}),
+        (((StuckEarly, {"mode": "observe"}), Stuck), {"stuck message unanswered 0ms"}),
+    ],
+)  # fmt: skip
+async def test_trace_names_those_that_have_no_answer_when_time_is_up(world, mail, entries, told):
+    policy = world.policy(*entries)
+    await policy.mail(mail)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await policy.message(mail, world.message())
+    assert {line for line in map(str, mail.trace) if "quick" not in line} == told
+    policy.abort(mail)
+    await asyncio.sleep(0)
+    assert len([one for one in mail.trace if one.result == "unanswered"]) == len(told)
