@@ -269,6 +269,9 @@ class Connection(asyncio.Protocol):
                 server_side=True,
                 ssl_handshake_timeout=service.config.timeouts.tls_handshake or None,
             )
+            negotiated = None if transport is None else _negotiated(transport)
+            if negotiated is None:  # uvloop says nothing of a client that hung up before the handshake
+                raise ConnectionAbortedError
         except (OSError, tls.TlsError) as error:
             if not self._is_check:
                 service.meters.dropped("tls-handshake")
@@ -276,11 +279,8 @@ class Connection(asyncio.Protocol):
                 service.log.info("tls-failed", listener=service.listener, ip=self._ip, problem=problem)
             self._transport.abort()
             raise Disconnected from error
-        if transport is None:
-            raise Disconnected
+        assert transport is not None
         self._transport = transport
-        negotiated = _negotiated(transport)
-        assert negotiated is not None
         return negotiated
 
     def readdress(self, ip: str) -> Reply | None:

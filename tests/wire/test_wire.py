@@ -120,6 +120,18 @@ async def test_implicit_handshake_that_fails_frees_its_place(tls_tables: dict[st
             await settled(server)
 
 
+async def test_client_that_hangs_up_before_the_handshake_is_no_fault_of_ours(tls_tables: dict[str, Any]) -> None:
+    """Whoever looks whether the port is open, such as a load balancer."""
+    async with Stage(listens=True, listener={"tls": "implicit"}, tables=tls_tables) as server:
+        for _ in range(10):
+            with socket.create_connection(("127.0.0.1", server.port)):
+                pass
+        while server.count(DROPPED, reason="tls-handshake") + len(server.events("our-fault")) < 10:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        await settled(server)
+        assert not server.events("our-fault")
+
+
 async def test_handshake_has_a_time_limit(tls_tables: dict[str, Any]) -> None:
     tables = {**tls_tables, "timeouts": {"tls_handshake": 0.05}}
     async with Stage(listens=True, listener={"tls": "implicit"}, tables=tables) as server:
