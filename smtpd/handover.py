@@ -76,6 +76,8 @@ class Handover:
         journal, everybody = service.journal, mail.recipients
         try:
             self._look_at_head()
+            if self._conversation.session.early and not self._is_keyed:
+                await self._hear_of_losses()
             if service.policy.message.idle and (journal.idle or self._is_news()):
                 mail.recipients = everybody.copy()  # agents may do with theirs what they like
                 reply, answers = await self._deliver(_NO_OBJECTION)
@@ -150,6 +152,14 @@ class Handover:
         ):  # fmt: skip
             self._begins_with_blank = head.startswith(_BLANK_FIRST)
             message.content = without_forged_fields(message.content, service.authserv_id)
+
+    async def _hear_of_losses(self) -> None:
+        """Let the loop tell who is lost: a client that sends all in one burst may have hung up a moment ago elsewhere.
+
+        It sends that message again here, before the end of the other connection has come to us. Whoever waits for our
+        replies is too slow for that.
+        """
+        await self._conversation.channel.run(asyncio.sleep(0))
 
     async def _judge(self) -> Judgement:
         """What the filters think; 451 when they took too long."""
