@@ -1,7 +1,7 @@
 """What the journal says without looking up a message: where it says that nothing is known, nothing is."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Literal
@@ -32,11 +32,14 @@ from manual_clock import ManualClock
 from stage import Stage, codes
 
 from smtpd import handover
+from smtpd.content import Content
 from smtpd.handover import BIG, SMALL
 from smtpd.journal import Journal
+from smtpd.limits import ContentBudget
 from smtpd.message_key import HINT as DIGITS
 from smtpd.message_key import message_key
-from smtpd.model import ContentSource
+from smtpd.model import ContentSource, Message, Transaction
+from smtpd.policy import PASS, Filter, Verdict
 from smtpd.replies import Reply
 from smtpd.sqlite_store import SqliteStore
 
@@ -235,6 +238,29 @@ async def test_message_that_nothing_is_known_of_is_not_looked_up_although_others
         assert store.copies == {ANN: 2}
 
 
+class Looks(Filter):
+    name = "looks"
+
+    async def on_message(self, mail: Transaction, message: Message) -> Verdict:
+        await asyncio.sleep(0)
+        return PASS
+
+
+class Renames(Filter):
+    """Makes another message of it each time."""
+
+    name = "renames"
+    changes = True
+    number = 0
+
+    async def on_message(self, mail: Transaction, message: Message) -> Verdict:
+        Renames.number += 1
+        content = Content(ContentBudget(0), in_memory=1 << 20)
+        content.write(letter(f"other{Renames.number}"))
+        message.replace_content(content)
+        return PASS
+
+
 Behaviour = Literal["stays", "goes on", "is lost"]
 Attempt = tuple[bytes, tuple[str, ...], str, Behaviour]
 CONTENTS = [
@@ -254,18 +280,22 @@ CONTENTS = [
         max_size=8,
     ),
     some.lists(some.sampled_from([TAKEN, FULL_FOR_NOW, UNKNOWN_THERE]), max_size=4),
+    some.sampled_from([None, Looks, Renames]),
 )  # fmt: skip
 async def test_clients_hear_and_recipients_get_the_same_as_if_everything_were_looked_up(
-    attempts: Sequence[Attempt], script: Sequence[Reply]
+    attempts: Sequence[Attempt], script: Sequence[Reply], kind: type[Filter] | None
 ) -> None:
-    assert await _outcome(Journal, attempts, script) == await _outcome(Thorough, attempts, script)
+    filters = {"some": kind} if kind is not None else {}
+    assert await _outcome(Journal, attempts, script, filters) == await _outcome(Thorough, attempts, script, filters)
 
 
-async def _outcome(kind: type[Journal], attempts: Sequence[Attempt], script: Sequence[Reply]) -> object:
+async def _outcome(
+    kind: type[Journal], attempts: Sequence[Attempt], script: Sequence[Reply], filters: Mapping[str, type[Filter]]
+) -> object:
     """What was heard, who has how many copies, and what is remembered in the end."""
     store, notes = Mailboxes({BOB: script}), Failing(ManualClock())
     heard = []
-    async with Stage(answer=store.answer) as stage:
+    async with Stage(answer=store.answer, filters=filters) as stage:
         journal = kind(notes, log=stage.server.log)
         for content, recipients, ip, behaviour in attempts:
             talk = await greeted(stage.talk(ip=ip, journal=journal))
