@@ -7,10 +7,11 @@ from smtpd.account import Account
 from smtpd.channel import Channel
 from smtpd.content import Receiver
 from smtpd.delivery import Deliveries
-from smtpd.handover import Outcome, Unread
+from smtpd.handover import Outcome
 from smtpd.model import Recipient, Session, Transaction
 from smtpd.replies import Reply
 from smtpd.service import Service
+from smtpd.unread import Unread
 
 HTTP_VERBS = frozenset(("GET", "POST", "PUT", "HEAD", "DELETE", "OPTIONS", "CONNECT", "PATCH", "TRACE"))
 TRIES = 10  # times `max_recipients`: RCPT commands of one transaction that filters and agents are asked about

@@ -248,7 +248,7 @@ class Conversation(Answering):
                 return replies.ANOTHER_STORE(address=recipient.address)
         if not policy.recipient.idle and (reply := await self.channel.run(policy.recipient(mail, recipient))):
             return reply
-        if not service.journal.idle and (
+        if service.journal.may_refuse and (
             reply := await self.channel.run(service.journal.refusal(mail.session, mail.sender.text, recipient))
         ):
             return reply

@@ -7,11 +7,11 @@ through: a client that vanishes, or that we can let wait no longer, will hear ho
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from smtpd import replies, trace
 from smtpd.content import MAX_HEAD
@@ -19,11 +19,13 @@ from smtpd.delivery import combine
 from smtpd.endings import Overrun
 from smtpd.findings import results_field
 from smtpd.forgeries import without_forged_fields
-from smtpd.journal import Journal, message_key
+from smtpd.journal import Journal
+from smtpd.message_key import HINT, message_hint, message_key
 from smtpd.model import Message, Recipient
 from smtpd.policy import Judgement
 from smtpd.replies import Refused, Reply
 from smtpd.store import StoreError
+from smtpd.unread import Unread
 
 if TYPE_CHECKING:
     from smtpd.answering import Answering, InFlight
@@ -48,41 +50,11 @@ class Outcome:
         return {recipient: reply for recipient, reply in (self.each or {}).items() if reply.is_positive}
 
 
-class Unread:
-    """A message that was taken by a client that has not shown yet that it knows: nothing came since our reply."""
-
-    __slots__ = ("_handover", "_outcome", "flushes")
-
-    def __init__(self, handover: Handover, outcome: Outcome, flushes: int) -> None:
-        self._handover = handover
-        self._outcome = outcome
-        self.flushes = flushes
-        """`Channel.flushes` when the reply was said."""
-
-    def read(self) -> None:
-        """The client went on: it knows."""
-        self._handover.read(self._outcome)
-
-    def shrink(self) -> None:
-        """Keep a digest in the place of the content: the client goes on without waiting for our replies."""
-        self._handover.shrink()
-
-    def give_way(self, key: str) -> None:
-        """The same client sends the same message again on purpose, which must not wait for the client to go on."""
-        self._handover.give_way(key)
-
-    def remember(self) -> Coroutine[Any, Any, None]:
-        """The client was lost, and will try again: an attempt that comes before this has run waits for it."""
-        self._handover.shrink()
-        self._handover.mark()
-        return self._handover.remember(self._outcome)
-
-
 class Handover:
     """One message on its way to the agents."""
 
     __slots__ = (
-        "_begins_with_blank", "_conversation", "_in_flight", "_is_awaited", "_is_keyed", "_is_noted", "_key",
+        "_begins_with_blank", "_conversation", "_hint", "_in_flight", "_is_awaited", "_is_keyed", "_is_noted", "_key",
         "_message", "_under_way",
     )  # fmt: skip
 
@@ -90,6 +62,7 @@ class Handover:
         self._conversation = conversation
         self._in_flight = in_flight
         self._message = message
+        self._hint: str | None = None
         self._key: str | None = None
         self._is_keyed = False
         self._is_noted = False
@@ -100,10 +73,12 @@ class Handover:
     async def run(self) -> Outcome:
         """RFC 5321 §6.1: the outcome is positive after an agent has made the message safe."""
         service, mail = self._conversation.service, self._in_flight.mail
-        everybody = mail.recipients
+        journal, everybody = service.journal, mail.recipients
         try:
             self._look_at_head()
-            if service.policy.message.idle and service.journal.idle:  # which it never is with at-most-once
+            if self._conversation.session.early and not self._is_keyed:
+                await self._hear_of_losses()
+            if service.policy.message.idle and (journal.idle or self._is_news()):
                 mail.recipients = everybody.copy()  # agents may do with theirs what they like
                 reply, answers = await self._deliver(_NO_OBJECTION)
                 if [*answers] != everybody:  # in another order, or not all of them
@@ -111,7 +86,7 @@ class Handover:
             else:
                 answers = await self._judge_and_deliver(everybody)
                 reply = combine(answers, prdr=False)
-            if reply.code < 400 and service.journal.idle and not self._conversation.channel.vanished:
+            if reply.code < 400 and (journal.idle or self._is_news()) and not self._conversation.channel.vanished:
                 return Outcome(reply, answers)  # everybody has it, and nobody will ask for it again
             return await self._remembered(answers)
         except Refused as refused:
@@ -134,7 +109,7 @@ class Handover:
             await self._look_for_key()  # of what was received: a filter may make something else of it each time
         judged = _NO_OBJECTION if service.policy.message.idle else await self._judge()
         answers = dict(judged.refused)
-        if not service.journal.idle:
+        if not (service.journal.idle or self._is_news()):
             answers |= await self._settled()  # what has been delivered cannot be refused any more
         if judged.reply is not None:
             if not answers:
@@ -177,6 +152,14 @@ class Handover:
         ):  # fmt: skip
             self._begins_with_blank = head.startswith(_BLANK_FIRST)
             message.content = without_forged_fields(message.content, service.authserv_id)
+
+    async def _hear_of_losses(self) -> None:
+        """Let the loop tell who is lost: a client that sends all in one burst may have hung up a moment ago elsewhere.
+
+        It sends that message again here, before the end of the other connection has come to us. Whoever waits for our
+        replies is too slow for that.
+        """
+        await self._conversation.channel.run(asyncio.sleep(0))
 
     async def _judge(self) -> Judgement:
         """What the filters think; 451 when they took too long."""
@@ -269,7 +252,7 @@ class Handover:
             pass  # it is noted when it is known
         elif conversation.channel.vanished:
             self._note_for_retry(answers)
-        elif is_partial or not self._journal.idle:
+        elif is_partial or not self._is_news():
             self._is_noted = not individually and not reply.is_positive
             # Killed before the client reads our 250, we would deliver once more: at-most-once forgets it only then.
             heard = not conversation.service.is_cautious
@@ -374,6 +357,16 @@ class Handover:
         self._key = await self._conversation.channel.run(asyncio.to_thread(message_key, sender, content))
         self._is_keyed = True
         return self._key
+
+    def _is_news(self) -> bool:
+        """Certainly no attempt has left anything about this message, or is at it; never with at-most-once."""
+        if not self._is_keyed and self._hint is None:
+            head = self._message.content.head()
+            if len(head) > SMALL:
+                return False  # to look through it would take long, and `_look_for_key` has a thread for that
+            self._hint = message_hint(self._in_flight.mail.sender.text, head)
+            self._is_keyed = self._hint is None  # there is no key then
+        return not self._journal.may_know(self._key[:HINT] if self._key else self._hint)
 
     def _find_key(self) -> str | None:
         if not self._is_keyed:

@@ -24,51 +24,23 @@ from typing import Literal
 from weakref import WeakValueDictionary
 
 from smtpd import replies
-from smtpd.content import MAX_HEAD
-from smtpd.header_fields import all_values_of
 from smtpd.log import Log
-from smtpd.model import ContentSource, IPAddress, Recipient, Session, plain_ip
+from smtpd.message_key import HINT
+from smtpd.model import IPAddress, Recipient, Session, plain_ip
 from smtpd.notebook import Notebook
 from smtpd.replies import Reply
 from smtpd.store import Store, StoreError
 
 Guarantee = Literal["at-least-once", "at-most-once"]
+type _Place = tuple[str, str]  # space and key in the store
 
-DELIVERED = "delivered"  # space of entries by message
+DELIVERED = "delivered"  # space of entries by message; each hint has one of its own behind it
 REFUSED = "refused"  # space of refusals by client network, sender and recipient
 MAX_RECIPIENTS = 5000  # per entry, those who were added last; 175 kB
 
 _PART = 8  # octets of a length in front of each part of a digest
-_NO_IDENTIFIER = b" \t<>"
 _REMEMBERED_STATUS = ("5.1.", "5.2.")  # as in `delivery.combine`
 _STATUS = re.compile(r"5\.[12]\.\d{1,3}")
-
-
-def message_key(sender: str, content: ContentSource) -> str | None:
-    """Digest of what makes a message itself: envelope sender, Message-ID, Date, From, body; 64 hex digits.
-
-    `content` are the received octets, before a filter changed them. Fields are taken as they stand, only unfolded
-    (RFC 5322 §2.2.3); trace fields and all others do not matter, because another path adds others. None when there
-    is not exactly one Message-ID, or it is empty, or the header section is too long to be seen as a whole: such a
-    message is never taken for another. Reads the content once, may run on another thread.
-    """
-    fields = content.head()
-    identifiers = all_values_of(fields, "message-id")
-    if len(identifiers) != 1 or not _unfold(identifiers[0]).strip(_NO_IDENTIFIER):
-        return None
-    if len(fields) > MAX_HEAD or (len(fields) < content.size and not fields.endswith(b"\r\n\r\n")):
-        return None
-    digest = blake2b(digest_size=32, person=b"smtpd message 1")
-    for values in ([sender.encode()], identifiers, all_values_of(fields, "date"), all_values_of(fields, "from")):
-        digest.update(len(values).to_bytes(_PART))
-        digest.update(b"".join([len(octets).to_bytes(_PART) + octets for octets in map(_unfold, values)]))
-    head = len(fields)
-    digest.update((content.size - head).to_bytes(_PART))
-    for chunk in content.chunks():
-        if head < len(chunk):
-            digest.update(memoryview(chunk)[head:])
-        head = max(0, head - len(chunk))
-    return digest.hexdigest()
 
 
 class Journal:
@@ -93,7 +65,7 @@ class Journal:
         self._keep = keep
         self._remember_refusals = remember_refusals
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._under_way: dict[str, list[_Attempt]] = {}
+        self._under_way: dict[str, list[_Attempt]] = {}  # by hint
         self._begun: dict[str, _Entry] = {}  # at-most-once: what `begin` wrote, should it not be readable later
         self._stirring = (self._under_way, *self._notes.pages)
         """While each has the length 0 there is nothing to look up."""
@@ -107,10 +79,22 @@ class Journal:
 
     @property
     def idle(self) -> bool:
-        """Nothing can be remembered, so look-ups can be skipped; never with at-most-once."""
-        if not any(self._stirring):
-            return not self._at_most_once
-        return not self._at_most_once and not self._under_way and self._notes.is_empty(DELIVERED, REFUSED)
+        """Nothing can be remembered at all, so nothing need be asked; never with at-most-once."""
+        return not self._at_most_once and not any(self._stirring)
+
+    @property
+    def may_refuse(self) -> bool:
+        """Whether `refusal` can have an answer for anybody; False is certain, and cheap to find out."""
+        return any(self._notes.pages) and not self._notes.is_empty(REFUSED)
+
+    def may_know(self, hint: str | None) -> bool:
+        """Whether a message with this hint can be remembered or under way; False is certain, and cheap to find out.
+
+        Always with at-most-once. For the key and the rest a message need be asked about only then.
+        """
+        if self._at_most_once or hint is None:
+            return self._at_most_once
+        return hint in self._under_way or not self._notes.is_empty(DELIVERED, _room(hint))
 
     async def refusal(self, session: Session, sender: str, recipient: Recipient) -> Reply | None:
         """At RCPT: what was said about this recipient to the last attempt from this network with this sender."""
@@ -125,10 +109,10 @@ class Journal:
 
     async def settled(self, key: str | None, recipients: Sequence[Recipient]) -> dict[Recipient, Reply]:
         """Before hand-over: who needs no delivery, because they have the message, or (at-most-once) may have it."""
-        if key is None or self._notes.is_empty(DELIVERED):
+        if key is None or self._is_unknown(key):
             return {}
         try:
-            entry = await self._read(key)
+            entry, _ = await self._read(key)
         except OSError as error:
             self._notes.complain(error)
             return {}
@@ -150,7 +134,7 @@ class Journal:
         if key is None or not self._at_most_once:
             return
         async with self._lock(key):
-            entry = await self._read(key)
+            entry, place = await self._read(key)
             before = entry.encode()
             marks = dict.fromkeys(map(_identity, recipients))
             if marks.keys() & (entry.delivered.keys() | entry.maybe.keys()):
@@ -159,10 +143,10 @@ class Journal:
             if len(entry.maybe) + len(entry.delivered) > MAX_RECIPIENTS:
                 raise StoreError("too many recipients to promise that nobody gets the message twice")
             try:
-                await self._notes.write(DELIVERED, key, entry.encode(), self._keep)
+                await self._notes.write(*place, entry.encode(), self._keep)
             except (OSError, asyncio.CancelledError):
                 # The marks may stand there all the same, but nobody will get the message now.
-                await self._notes.spare(DELIVERED, key, before, self._keep)
+                await self._notes.spare(*place, before, self._keep)
                 raise
             self._begun[key] = entry
 
@@ -236,28 +220,30 @@ class Journal:
         if key is None:
             yield
             return
-        attempt = _Attempt(frozenset((one.agent, one.address.text) for one in recipients))
+        attempt = _Attempt(key, frozenset((one.agent, one.address.text) for one in recipients))
         if self._attempt(key, recipients) is not None:
             raise RuntimeError("the message is under way already")
-        attempts = self._under_way.setdefault(key, [])
+        attempts = self._under_way.setdefault(key[:HINT], [])
         attempts.append(attempt)
         try:
             yield
         finally:
             attempts.remove(attempt)
-            if not attempts:
-                del self._under_way[key]
+            if not any(other.key == key for other in attempts):
                 self._begun.pop(key, None)
+            if not attempts:
+                del self._under_way[key[:HINT]]
             for future in list(attempt.waiting):
                 if not future.done():
                     future.set_result(None)
 
     def _attempt(self, key: str | None, recipients: Iterable[Recipient]) -> _Attempt | None:
-        attempts = self._under_way.get(key) if key is not None else None
+        attempts = self._under_way.get(key[:HINT]) if key is not None else None
         if attempts is None:
             return None
         names = {(one.agent, one.address.text) for one in recipients}
-        return next((attempt for attempt in attempts if not names.isdisjoint(attempt.recipients)), None)
+        same = (attempt for attempt in attempts if attempt.key == key)
+        return next((attempt for attempt in same if not names.isdisjoint(attempt.recipients)), None)
 
     def _settle(self, entry: _Entry, outcomes: Mapping[str, Sequence[Reply]], complete: bool) -> None:
         for identity, answers in outcomes.items():
@@ -279,16 +265,16 @@ class Journal:
         """Change the entry of a message; what it was before. A store that fails is logged."""
         async with self._lock(key):
             try:
-                before = _Entry() if self._notes.is_empty(DELIVERED) else await self._read(key)
+                before, place = (_Entry(), _places(key)[0]) if self._is_unknown(key) else await self._read(key)
             except OSError as error:
                 self._notes.complain(error)
-                before = self._begun.get(key, _Entry())
+                before, place = self._begun.get(key, _Entry()), _places(key)[0]
                 if self._at_most_once and key not in self._begun:
                     return before  # it may hold marks that must not be lost
             entry = _Entry(dict(before.delivered), dict(before.maybe))
             change(entry)
             if entry != before:
-                await self._notes.write_or_spare(DELIVERED, key, entry.encode(), self._keep)
+                await self._notes.write_or_spare(*place, entry.encode(), self._keep)
             return before
 
     async def _remember(self, session: Session, sender: str, outcomes: Mapping[Recipient, Reply]) -> None:
@@ -304,9 +290,16 @@ class Journal:
         ]
         await asyncio.gather(*refused)
 
-    async def _read(self, key: str) -> _Entry:
-        value = await self._notes.read(DELIVERED, key)
-        return _Entry.decode(value) if value else _Entry()
+    def _is_unknown(self, key: str) -> bool:
+        return self._notes.is_empty(DELIVERED, _room(key))
+
+    async def _read(self, key: str) -> tuple[_Entry, _Place]:
+        """The entry of a message, and where it is to be written."""
+        for place in _places(key):
+            value = await self._notes.read(*place)
+            if value is not None:
+                return _Entry.decode(value) if value else _Entry(), place
+        return _Entry(), _places(key)[0]
 
     def _lock(self, key: str) -> asyncio.Lock:
         return self._locks.setdefault(key, asyncio.Lock())
@@ -314,8 +307,9 @@ class Journal:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Attempt:
-    """One that is under way: agents and addresses of its recipients, and who waits for its end."""
+    """One that is under way: key, agents and addresses of its recipients, and who waits for its end."""
 
+    key: str
     recipients: frozenset[tuple[str, str]]
     waiting: set[asyncio.Future[None]] = field(default_factory=set)
 
@@ -345,6 +339,16 @@ class _Entry:
         if len(found) != 2:
             raise StoreError("an entry of the journal makes no sense")
         return cls(*found)
+
+
+def _room(key: str) -> str:
+    """The space of all entries with the same hint: whether there are any is a cheap question, to every store."""
+    return f"{DELIVERED}/{key[:HINT]}"
+
+
+def _places(key: str) -> tuple[_Place, _Place]:
+    """Where an entry is kept, and where it was before keys had hints: what is there may be about any message."""
+    return (_room(key), key[HINT:]), (DELIVERED, key[HINT:])
 
 
 def _identity(recipient: Recipient) -> str:
@@ -391,7 +395,3 @@ def _parse(value: bytes) -> object:
     except (ValueError, RecursionError) as error:
         raise StoreError("an entry of the journal cannot be read") from error
     return parsed
-
-
-def _unfold(value: bytes) -> bytes:
-    return value.replace(b"\r\n", b"")

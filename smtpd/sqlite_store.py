@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Sized
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from queue import Empty, SimpleQueue
 from urllib.parse import quote
 
@@ -39,7 +39,7 @@ _TABLES = (
     f"PRAGMA user_version = {VERSION}",
 )
 _GET = "SELECT value, expires FROM entries WHERE space = ? AND key = ?"
-_ANY = "SELECT EXISTS (SELECT 1 FROM entries WHERE space IN ({}))"
+_ANY = "SELECT 1 FROM entries WHERE space = ?"
 _PUT = "INSERT OR REPLACE INTO entries (space, key, value, expires) VALUES (?, ?, ?, ?)"
 _DELETE = "DELETE FROM entries WHERE space = ? AND key = ?"
 _PURGE = (
@@ -112,7 +112,7 @@ class SqliteStore:
     def is_empty(self, *spaces: str) -> bool:
         """Asks the file, because other processes may have put something there."""
         try:
-            return self._read(_ANY.format(", ".join("?" * len(spaces))), *spaces) == [(0,)]
+            return not self._read(_any_of(len(spaces)), *spaces)
         except StoreError:
             return False
 
@@ -240,6 +240,12 @@ class _Writer:
         now = self._clock()
         found = connection.execute(_PURGE, (now, PURGE_STEP)).rowcount
         self._purged_at = now - PURGE_SECONDS if found == PURGE_STEP else now  # with a full step there is more
+
+
+@cache
+def _any_of(spaces: int) -> str:
+    # Half the time of "space IN (...)".
+    return " UNION ALL ".join([_ANY] * spaces) + " LIMIT 1"
 
 
 def _execute(batch: list[_Write], connection: sqlite3.Connection) -> None:

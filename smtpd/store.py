@@ -1,8 +1,9 @@
 """Small state that expires: octets by space and key, in memory or in a file.
 
 What must outlive a session is kept here and nowhere else, so that processes can share it. A space belongs to
-one user of the store ("delivered", "refused" of the journal). Keys are short and say nothing about people;
-whoever puts decides how long a value lives. Which backend holds it is the operator's choice (`open_store`).
+one user of the store ("delivered", "refused" of the journal), who may have very many with a few values each: whether
+one is empty is the question that costs least. Keys are short and say nothing about people; whoever puts decides how
+long a value lives. Which backend holds it is the operator's choice (`open_store`).
 
 OSError
   StoreError    the store cannot be used: a full or read-only disk, a file that is not ours

@@ -16,7 +16,10 @@ from smtpd.model import Recipient, Session
 from smtpd.replies import Reply
 from smtpd.store import MemoryStore, Store, StoreError
 
-KEY = "0123456789abcdef" * 4
+HINT = "0123456789abcdef"
+KEY = HINT * 5
+PLACE = ("delivered/0123456789abcdef", HINT * 4)  # of the entry with that key in the store
+FORMER_PLACE = ("delivered", HINT * 4)  # before keys had hints
 SENDER = "joe@client.test"
 
 TAKEN = replies.ACCEPTED

@@ -9,6 +9,7 @@ from journal_bench import (
     AGAIN,
     EARLIER,
     FULL,
+    HINT,
     KEY,
     LATER,
     MAYBE,
@@ -16,6 +17,7 @@ from journal_bench import (
     NOBODY,
     ONCE,
     PARTLY,
+    PLACE,
     SENDER,
     SPAM,
     TAKEN,
@@ -28,7 +30,7 @@ from manual_clock import ManualClock
 
 from smtpd import replies
 from smtpd.delivery import combine
-from smtpd.journal import DELIVERED, MAX_RECIPIENTS, REFUSED, Guarantee
+from smtpd.journal import MAX_RECIPIENTS, REFUSED, Guarantee
 from smtpd.replies import Reply
 from smtpd.sqlite_store import SqliteStore
 from smtpd.store import StoreError
@@ -64,7 +66,7 @@ async def test_what_is_settled_after_an_attempt(
     bench = Bench(guarantee)
     await bench.attempt(dict(zip((bench.ann, bench.bob, bench.eve), fared, strict=True)), told=told)
     assert await bench.known(bench.ann, bench.bob, bench.eve) == list(expected)
-    assert bench.store.is_empty(DELIVERED) == (not any(expected))
+    assert bench.store.is_empty(PLACE[0]) == (not any(expected))
     assert bench.complaints == []
     assert not bench.journal._begun
 
@@ -78,7 +80,7 @@ async def test_a_retry_that_completes_forgets_the_message() -> None:
     assert await bench.known(bench.ann, bench.bob, bench.eve) == [EARLIER, EARLIER, None]
     outcomes = {bench.ann: EARLIER, bench.bob: EARLIER, bench.eve: TAKEN}
     await bench.attempt(outcomes, told=combine(outcomes, prdr=False))
-    assert bench.store.is_empty(DELIVERED)
+    assert bench.store.is_empty(PLACE[0])
     assert bench.journal.idle
 
 
@@ -93,7 +95,7 @@ async def test_a_client_lost_before_it_read_our_answer_does_not_double() -> None
     bench = Bench()
     outcomes = {bench.ann: TAKEN, bench.bob: SPAM}
     await bench.attempt(outcomes, told=None)
-    assert bench.store.is_empty(DELIVERED)
+    assert bench.store.is_empty(PLACE[0])
     await bench.journal.unconfirmed(KEY, outcomes)
     assert await bench.known(bench.ann, bench.bob) == [EARLIER, None]
 
@@ -102,7 +104,7 @@ async def test_a_client_that_hears_the_refusal_of_what_it_had_delivered_is_done(
     bench = Bench()
     await bench.journal.unconfirmed(KEY, {bench.ann: TAKEN})
     await bench.attempt({bench.ann: SPAM}, told=SPAM)  # the store could not be read before the hand-over
-    assert bench.store.is_empty(DELIVERED)
+    assert bench.store.is_empty(PLACE[0])
 
 
 async def test_a_client_that_lost_the_last_answer_of_a_retry_does_not_double_either() -> None:
@@ -161,7 +163,8 @@ async def test_at_most_once_is_never_idle() -> None:
 async def test_what_others_keep_in_the_store_is_nothing_to_look_for() -> None:
     bench = Bench()
     await bench.store.put("another", "key", b"x", 10)
-    assert bench.journal.idle
+    assert not bench.journal.may_know(HINT)
+    assert not bench.journal.may_refuse
 
 
 async def test_what_another_process_left_is_looked_for(tmp_path: Path) -> None:
@@ -169,9 +172,11 @@ async def test_what_another_process_left_is_looked_for(tmp_path: Path) -> None:
     await ours.start()
     await others.start()
     bench = Bench(store=ours)
-    assert bench.journal.idle
-    await Bench(store=others).attempt({bench.ann: TAKEN, bench.bob: LATER}, told=MIXED)
-    assert not bench.journal.idle
+    assert not bench.journal.may_know(HINT)
+    assert not bench.journal.may_refuse
+    await Bench(store=others).attempt({bench.ann: TAKEN, bench.bob: NOBODY}, told=MIXED)
+    assert (bench.journal.may_know(HINT), bench.journal.may_know(HINT[::-1])) == (True, False)
+    assert bench.journal.may_refuse
     await others.stop()
     await ours.stop()
 
@@ -190,12 +195,12 @@ async def test_rules_that_were_renewed_share_what_is_known() -> None:
 async def test_a_message_without_key_is_not_remembered_but_its_refusals_are() -> None:
     bench = Bench()
     await bench.attempt({bench.ann: TAKEN, bench.bob: NOBODY}, told=MIXED, key=None)
-    assert bench.store.is_empty(DELIVERED)
+    assert bench.store.is_empty(PLACE[0])
     assert not bench.journal.idle
     assert await bench.journal.settled(None, [bench.ann]) == {}
     assert (await bench.heard(bench.bob)) is not None
     await bench.journal.unconfirmed(None, {bench.ann: TAKEN})
-    assert bench.store.is_empty(DELIVERED)
+    assert bench.store.is_empty(PLACE[0])
     once = Bench(ONCE)
     await once.journal.begin(None, [once.ann])
     assert once.store.calls == []
@@ -221,7 +226,7 @@ async def test_both_times_are_options_and_zero_is_never() -> None:
     await bench.attempt({bench.ann: TAKEN, bench.bob: NOBODY}, told=MIXED)
     assert bench.store.calls == ["put"]
     bench.clock.now += 10
-    assert bench.journal.idle
+    assert not bench.journal.may_know(HINT)
     none = Bench(keep=0.0)
     await none.attempt({none.ann: TAKEN, none.bob: LATER}, told=MIXED)
     assert none.store.calls == ["delete"]
@@ -307,7 +312,7 @@ async def test_entries_hold_no_addresses_and_are_bounded() -> None:
     bench = Bench()
     many = {recipient(f"user{number}"): TAKEN for number in range(MAX_RECIPIENTS + 10)}
     await bench.attempt({**many, bench.ann: LATER}, told=MIXED)
-    value = await bench.store.get(DELIVERED, KEY)
+    value = await bench.store.get(*PLACE)
     assert value is not None
     assert len(value) < 200_000
     assert b"user" not in value
@@ -358,7 +363,7 @@ async def test_a_second_attempt_waits_for_the_first() -> None:
         gone.cancel()
         await asyncio.sleep(0)  # callbacks
         assert not waiting.done()
-        assert bench.journal._under_way[KEY][0].waiting == {waiting}
+        assert bench.journal._under_way[HINT][0].waiting == {waiting}
         assert bench.journal.under_way(KEY[::-1], [bench.ann]) is None
         with pytest.raises(RuntimeError, match="under way"), bench.journal.hand_over(KEY, [bench.ann]):
             pass

@@ -10,6 +10,7 @@ from journal_bench import (
     MIXED,
     NOBODY,
     ONCE,
+    PLACE,
     SENDER,
     TAKEN,
     UNKNOWN,
@@ -19,7 +20,7 @@ from journal_bench import (
 )
 
 from smtpd import journal as journal_module
-from smtpd.journal import DELIVERED, REFUSED
+from smtpd.journal import REFUSED
 from smtpd.notebook import COMPLAINT_SECONDS, MAX_SPARE
 from smtpd.store import MemoryStore, StoreError
 
@@ -100,7 +101,7 @@ async def test_marks_of_a_begin_that_failed_are_not_believed() -> None:
     bench.store.late, bench.store.broken = True, {"put"}
     with pytest.raises(StoreError):
         await bench.journal.begin(KEY, [bench.ann])
-    assert await MemoryStore.get(bench.store, DELIVERED, KEY)
+    assert await MemoryStore.get(bench.store, *PLACE)
     assert await bench.known(bench.ann) == [None]
 
 
@@ -132,7 +133,7 @@ async def test_marks_that_cannot_be_read_are_not_overwritten() -> None:
 @pytest.mark.parametrize("value", [b"\xff", b"[", b"[]", b"{}", b'{"delivered": 1, "maybe": []}', b"[" * 100_000])
 async def test_an_entry_that_makes_no_sense_is_like_none(value: bytes) -> None:
     bench = Bench()
-    await bench.store.put(DELIVERED, KEY, value, 100)
+    await bench.store.put(*PLACE, value, 100)
     assert await bench.known(bench.ann) == [None]
     await bench.attempt({bench.ann: TAKEN, bench.bob: LATER}, told=MIXED)
     assert await bench.known(bench.ann) == [EARLIER]

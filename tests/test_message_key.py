@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from smtpd.content import MAX_HEAD, Content
-from smtpd.journal import message_key
 from smtpd.limits import ContentBudget
+from smtpd.message_key import HINT, message_hint, message_key
 
 TRACE = ("Received", "Return-Path", "Delivered-To", "X-Spam-Score", "Authentication-Results", "DKIM-Signature")
 
@@ -49,7 +49,7 @@ values = some.text("ab:\t", max_size=3).map(str.encode)
 letters = some.builds(
     Letter,
     sender=some.text("ab", max_size=2),
-    identifier=values.map(lambda value: b"<i" + value),
+    identifier=values.map(lambda value: b"<I" + value),
     dates=some.lists(values, max_size=2).map(tuple),
     authors=some.lists(values, max_size=2).map(tuple),
     body=some.text("ab\r\n", max_size=4).map(str.encode),
@@ -171,17 +171,51 @@ def test_a_message_without_body_has_a_key() -> None:
 
 
 @pytest.mark.parametrize(
-    ("octets", "key"),
+    ("octets", "hint", "digest"),
     [
         (
             b"Message-ID: <1@a>\r\nDate: Mon\r\nfrom : a\r\n b\r\n\r\nbody\r\n",
+            "244c7fa8526d1b8c",
             "2e9a8760739abac601aeabaa023552c5fc71622b00a555d5c87035e604a6f10d",
         ),
         (
             b"MESSAGE-id:<1@a>\r\n" + b"From:\r\n" * 3 + b"From: x\r\nDate:\r\n" * 2 + b"no field\r\n\r\n",
+            "f787d99ef40f31cc",
             "aac2704017e91fc5719e46fafbed43a815499a7cd3f00b05fc90fb98241762a3",
         ),
     ],
 )
-def test_keys_stay_what_they_were(octets: bytes, key: str) -> None:
-    assert key_of(octets) == key  # or a message from before an update could be delivered twice
+def test_keys_stay_what_they_were(octets: bytes, hint: str, digest: str) -> None:
+    assert key_of(octets) == hint + digest  # or a message from before an update could be delivered twice
+
+
+@given(letters, letters, headers, headers)
+def test_messages_with_the_same_key_have_the_same_hint(
+    one: Letter, two: Letter, before: tuple[bytes, ...], behind: tuple[bytes, ...]
+) -> None:
+    """Or a message could be thought to be new that somebody has already."""
+    head = b"".join([*before, b"MESSAGE-ID : \r\n ", one.identifier, b"\r\n", *behind, b"\r\n"])
+    assert message_hint(one.sender, head) == message_hint(one.sender, head.replace(b"\r\n <", b" <"))
+    key = replace(one, others=before).key()
+    assert key is not None
+    assert key[:HINT] == message_hint(one.sender, content(replace(one, others=behind).octets()).head())
+    same_hint = (one.sender, one.identifier) == (two.sender, two.identifier)
+    assert (two.key() or "").startswith(key[:HINT]) is same_hint
+
+
+lines = some.lists(
+    some.sampled_from(
+        [
+            b"Message-ID: <1@a.test>", b"message-id:<2@a.test>", b"Message-ID :", b" <1@a.test>", b"\t\r",
+            b"Message-ID", b"From: a@a.test", b"Message-ID-Hash: x", b"", b"Hi",
+        ]
+    ),
+    max_size=6,
+).map(b"\r\n".join)  # fmt: skip
+
+
+@given(lines, some.integers(0, 100))
+def test_every_key_begins_with_the_hint_however_odd_the_header_section(octets: bytes, cut: int) -> None:
+    key = message_key("joe@client.test", content(octets, min(cut, len(octets))))
+    hint = message_hint("joe@client.test", content(octets).head())
+    assert key is None or (len(key), key[:HINT]) == (80, hint)
