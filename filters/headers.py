@@ -141,6 +141,8 @@ class Headers(Filter):
         except AddressError as error:
             return f"The From field cannot be read: {error.problem}"
         if not authors.addresses:
+            if authors.domains:
+                return "The address in the From field does not follow RFC 5322"
             return "The From field has no address with a domain"
         if self._limits.from_syntax == "strict" and not authors.is_clean:
             return "The From field does not follow RFC 5322"

@@ -70,6 +70,12 @@ async def test_from_without_an_address_is_refused_unless_the_operator_takes_any(
     assert (await send(build, message, from_syntax="any")).startswith("250")
 
 
+@pytest.mark.parametrize("value", [b"joe..x@c.test", b"Joe <joe.@c.test>", b"joe@c.test.", b".joe@c.test (Joe)"])
+async def test_from_with_a_malformed_address_is_not_said_to_have_none(build: Build, value: bytes) -> None:
+    answer = await send(build, b"From: " + value + b"\r\n" + BODY)
+    assert answer.startswith("550 5.6.0 The address in the From field does not follow RFC 5322 [headers ")
+
+
 async def test_strict_syntax_refuses_what_only_leniency_can_read(build: Build) -> None:
     sloppy = b"From: Smith, Joe <joe@c.test>\r\n" + BODY
     assert "does not follow RFC 5322" in await send(build, sloppy, from_syntax="strict")
