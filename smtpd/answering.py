@@ -20,13 +20,15 @@ TRIES = 10  # times `max_recipients`: RCPT commands of one transaction that filt
 class InFlight:
     """All that lives from MAIL to the reply behind the data."""
 
-    __slots__ = ("accepted", "asked", "deliveries", "mail", "receiver")
+    __slots__ = ("accepted", "asked", "deliveries", "mail", "receiver", "reminded")
 
     def __init__(self, mail: Transaction, deliveries: Deliveries) -> None:
         self.mail = mail
         self.asked = 0
         self.accepted: list[Recipient] = []
         """One entry for each RCPT that was accepted, so the same recipient may stand there twice."""
+        self.reminded: list[Recipient] = []
+        """Who heard at RCPT how an earlier attempt of the message was refused for him."""
         self.deliveries = deliveries
         self.receiver: Receiver | None = None
         """Where content goes; a ChunkReceiver from the first BDAT on."""

@@ -251,6 +251,7 @@ class Conversation(Answering):
         if service.journal.may_refuse and (
             reply := await self.channel.run(service.journal.refusal(mail.session, mail.sender.text, recipient))
         ):
+            in_flight.reminded.append(recipient)
             return reply
         if in_flight.deliveries.asks(recipient) and (
             reply := await self.channel.run(in_flight.deliveries.add(recipient))

@@ -86,6 +86,8 @@ class Handover:
             else:
                 answers = await self._judge_and_deliver(everybody)
                 reply = combine(answers, prdr=False)
+            if reply.code < 400 and self._in_flight.reminded:
+                await self._forget_refusals()
             if reply.code < 400 and (journal.idle or self._is_news()) and not self._conversation.channel.vanished:
                 return Outcome(reply, answers)  # everybody has it, and nobody will ask for it again
             return await self._remembered(answers)
@@ -262,6 +264,14 @@ class Handover:
                 self._is_awaited = self._journal.is_awaited(self._find_key(), answers)
                 self._release()  # all that others need to know is written
         return Outcome(reply, answers)
+
+    async def _forget_refusals(self) -> None:
+        """The client has heard at RCPT who was refused, and the others have it now: the next message is judged anew."""
+        conversation, in_flight = self._conversation, self._in_flight
+        if not conversation.channel.vanished:
+            sender, reminded = in_flight.mail.sender.text, in_flight.reminded
+            forget = self._journal.forget_refusals(conversation.session, sender, reminded)
+            await conversation.channel.run(forget, finish=True)
 
     def _note_for_retry(self, answers: Answers) -> None:
         """The client is gone and hears nothing: it will try again, but not before this is noted."""

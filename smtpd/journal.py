@@ -12,18 +12,17 @@ in this process (`notebook.py`). Only the promise "at most once" needs a store t
 from __future__ import annotations
 
 import asyncio
-import json
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Literal
 from weakref import WeakValueDictionary
 
 from smtpd import replies
+from smtpd.journal_entry import MAX_RECIPIENTS, Entry, decode_refusal, encode_refusal
 from smtpd.log import Log
 from smtpd.message_key import HINT
 from smtpd.model import IPAddress, Recipient, Session, plain_ip
@@ -36,11 +35,9 @@ type _Place = tuple[str, str]  # space and key in the store
 
 DELIVERED = "delivered"  # space of entries by message; each hint has one of its own behind it
 REFUSED = "refused"  # space of refusals by client network, sender and recipient
-MAX_RECIPIENTS = 5000  # per entry, those who were added last; 175 kB
 
 _PART = 8  # octets of a length in front of each part of a digest
 _REMEMBERED_STATUS = ("5.1.", "5.2.")  # as in `delivery.combine`
-_STATUS = re.compile(r"5\.[12]\.\d{1,3}")
 
 
 class Journal:
@@ -66,7 +63,7 @@ class Journal:
         self._remember_refusals = remember_refusals
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._under_way: dict[str, list[_Attempt]] = {}  # by hint
-        self._begun: dict[str, _Entry] = {}  # at-most-once: what `begin` wrote, should it not be readable later
+        self._begun: dict[str, Entry] = {}  # at-most-once: what `begin` wrote, should it not be readable later
         self._stirring = (self._under_way, *self._notes.pages)
         """While each has the length 0 there is nothing to look up."""
 
@@ -102,10 +99,15 @@ class Journal:
             return None
         try:
             value = await self._notes.read(REFUSED, _refusal_key(session, sender, recipient))
-            return _refusal(value) if value else None
+            return decode_refusal(value) if value else None
         except OSError as error:
             self._notes.complain(error)
             return None
+
+    async def forget_refusals(self, session: Session, sender: str, recipients: Iterable[Recipient]) -> None:
+        """The client has heard them, and its message has come to an end: the next one is for the agents to judge."""
+        for recipient in recipients:
+            await self._notes.write_or_spare(REFUSED, _refusal_key(session, sender, recipient), b"", 0.0)
 
     async def settled(self, key: str | None, recipients: Sequence[Recipient]) -> dict[Recipient, Reply]:
         """Before hand-over: who needs no delivery, because they have the message, or (at-most-once) may have it."""
@@ -245,7 +247,7 @@ class Journal:
         same = (attempt for attempt in attempts if attempt.key == key)
         return next((attempt for attempt in same if not names.isdisjoint(attempt.recipients)), None)
 
-    def _settle(self, entry: _Entry, outcomes: Mapping[str, Sequence[Reply]], complete: bool) -> None:
+    def _settle(self, entry: Entry, outcomes: Mapping[str, Sequence[Reply]], complete: bool) -> None:
         for identity, answers in outcomes.items():
             keys = {reply.key for reply in answers}
             if replies.MAYBE_DELIVERED.key in keys:
@@ -261,17 +263,17 @@ class Journal:
             elif complete:
                 entry.delivered.pop(identity, None)
 
-    async def _update(self, key: str, change: Callable[[_Entry], None]) -> _Entry:
+    async def _update(self, key: str, change: Callable[[Entry], None]) -> Entry:
         """Change the entry of a message; what it was before. A store that fails is logged."""
         async with self._lock(key):
             try:
-                before, place = (_Entry(), _places(key)[0]) if self._is_unknown(key) else await self._read(key)
+                before, place = (Entry(), _places(key)[0]) if self._is_unknown(key) else await self._read(key)
             except OSError as error:
                 self._notes.complain(error)
-                before, place = self._begun.get(key, _Entry()), _places(key)[0]
+                before, place = self._begun.get(key, Entry()), _places(key)[0]
                 if self._at_most_once and key not in self._begun:
                     return before  # it may hold marks that must not be lost
-            entry = _Entry(dict(before.delivered), dict(before.maybe))
+            entry = Entry(dict(before.delivered), dict(before.maybe))
             change(entry)
             if entry != before:
                 await self._notes.write_or_spare(*place, entry.encode(), self._keep)
@@ -282,7 +284,7 @@ class Journal:
             self._notes.write_or_spare(
                 REFUSED,
                 _refusal_key(session, sender, recipient),
-                json.dumps([reply.code, reply.status, replies.clean(reply.message.replace("\n", " "))]).encode(),
+                encode_refusal(reply),
                 self._remember_refusals,
             )
             for recipient, reply in outcomes.items()
@@ -293,13 +295,13 @@ class Journal:
     def _is_unknown(self, key: str) -> bool:
         return self._notes.is_empty(DELIVERED, _room(key))
 
-    async def _read(self, key: str) -> tuple[_Entry, _Place]:
+    async def _read(self, key: str) -> tuple[Entry, _Place]:
         """The entry of a message, and where it is to be written."""
         for place in _places(key):
             value = await self._notes.read(*place)
             if value is not None:
-                return _Entry.decode(value) if value else _Entry(), place
-        return _Entry(), _places(key)[0]
+                return Entry.decode(value) if value else Entry(), place
+        return Entry(), _places(key)[0]
 
     def _lock(self, key: str) -> asyncio.Lock:
         return self._locks.setdefault(key, asyncio.Lock())
@@ -312,33 +314,6 @@ class _Attempt:
     key: str
     recipients: frozenset[tuple[str, str]]
     waiting: set[asyncio.Future[None]] = field(default_factory=set)
-
-
-@dataclass(slots=True)
-class _Entry:
-    """Who has one message, and who may have it; identities in the order they were added."""
-
-    delivered: dict[str, None] = field(default_factory=dict)
-    maybe: dict[str, None] = field(default_factory=dict)
-
-    def encode(self) -> bytes:
-        """As JSON; empty for an entry that holds nothing."""
-        if not self.delivered and not self.maybe:
-            return b""
-        maybe = list(self.maybe)[-MAX_RECIPIENTS:]
-        room = MAX_RECIPIENTS - len(maybe)
-        delivered = list(self.delivered)[max(0, len(self.delivered) - room) :]
-        return json.dumps({"delivered": delivered, "maybe": maybe}, separators=(",", ":")).encode()
-
-    @classmethod
-    def decode(cls, value: bytes) -> _Entry:
-        """The other way round; StoreError when it is no entry."""
-        entry = _parse(value)
-        lists = (entry.get("delivered"), entry.get("maybe")) if isinstance(entry, dict) else ()
-        found = [dict.fromkeys(str(item) for item in items) for items in lists if isinstance(items, list)]
-        if len(found) != 2:
-            raise StoreError("an entry of the journal makes no sense")
-        return cls(*found)
 
 
 def _room(key: str) -> str:
@@ -379,19 +354,3 @@ def _by_identity(outcomes: Mapping[Recipient, Reply]) -> dict[str, list[Reply]]:
     for recipient, reply in outcomes.items():
         grouped.setdefault(_identity(recipient), []).append(reply)
     return grouped
-
-
-def _refusal(value: bytes) -> Reply:
-    """A refusal as it was heard; StoreError when it makes no sense: a wrong 5xx would lose mail."""
-    match _parse(value):
-        case [int(code), str(status), str(text)] if 500 <= code <= 599 and _STATUS.fullmatch(status):
-            return replace(replies.REFUSED_EARLIER, code=code, status=status)(reason=text)
-    raise StoreError("a remembered refusal makes no sense")
-
-
-def _parse(value: bytes) -> object:
-    try:
-        parsed: object = json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise StoreError("an entry of the journal cannot be read") from error
-    return parsed

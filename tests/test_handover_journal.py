@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 from journal_bench import Failing
-from letters import ANN, AT_MOST_ONCE, BOB, EARLIER, LATER, LMTP, TIMED_OUT, Mailboxes, impatient, letter, send
+from letters import ANN, AT_MOST_ONCE, BOB, EARLIER, EVE, LATER, LMTP, TIMED_OUT, Mailboxes, impatient, letter, send
 from manual_clock import ManualClock
 from stage import Stage, codes
 
+from smtpd import replies
 from smtpd.journal import Guarantee, Journal
 from smtpd.memory import Talk
 from smtpd.model import Message, Transaction
@@ -16,6 +17,7 @@ from smtpd.replies import OUTCOME_UNKNOWN, Reply
 from smtpd.store import StoreError
 from smtpd.tls import TlsError
 
+FULL = replies.MAILBOX_FULL_PERMANENTLY(address=BOB)
 GUARANTEES: list[Guarantee] = ["at-least-once", "at-most-once"]
 
 
@@ -93,6 +95,25 @@ async def test_client_that_is_lost_while_its_message_is_noted_leaves_nothing_to_
         assert not store.copies
         assert codes(await send(stage.talk(journal=others), letter())) == ["250"]
         assert store.copies == {ANN: 1}
+
+
+@pytest.mark.parametrize("guarantee", GUARANTEES)
+async def test_mailbox_that_was_full_takes_the_next_message_once_its_sender_has_heard_so(guarantee: Guarantee) -> None:
+    store = Mailboxes({BOB: [FULL]})
+    async with Stage(answer=store.answer, tables={"delivery": {"guarantee": guarantee}}) as stage:
+        assert codes(await send(stage.talk(), letter(), ANN, BOB)) == ["451"]
+        assert codes(await send(stage.talk(), letter(), ANN, BOB)) == ["250"]
+        assert +store.copies == {ANN: 1}
+        assert codes(await send(stage.talk(), letter("two"), BOB)) == ["250"]
+        assert +store.copies == {ANN: 1, BOB: 1}
+
+
+async def test_refusal_is_heard_again_while_its_message_has_not_come_to_an_end() -> None:
+    store = Mailboxes({BOB: [FULL], ANN: [replies.ACCEPTED], EVE: [LATER, LATER]})
+    async with Stage(answer=store.answer) as stage:
+        for expected in ("451", "451", "250"):
+            assert codes(await send(stage.talk(), letter(), ANN, BOB, EVE)) == [expected]
+        assert +store.copies == {ANN: 1, EVE: 1}
 
 
 async def test_store_error_of_an_agent_is_none_of_the_journal() -> None:

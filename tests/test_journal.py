@@ -30,7 +30,8 @@ from manual_clock import ManualClock
 
 from smtpd import replies
 from smtpd.delivery import combine
-from smtpd.journal import MAX_RECIPIENTS, REFUSED, Guarantee
+from smtpd.journal import REFUSED, Guarantee
+from smtpd.journal_entry import MAX_RECIPIENTS
 from smtpd.replies import Reply
 from smtpd.sqlite_store import SqliteStore
 from smtpd.store import StoreError
