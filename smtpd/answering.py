@@ -177,7 +177,7 @@ class Answering:
             self._leave(replies.TOO_MANY_AUTH_FAILURES)
 
     def _unknown(self, verb: str) -> None:
-        if verb in HTTP_VERBS and not self.session.helo:
+        if verb in HTTP_VERBS:
             self.account.dropped("http")  # a browser led here by a hostile page (ALPACA)
             self.is_over = True
         else:

@@ -17,7 +17,7 @@ from smtpd import replies
 from smtpd.replies import Reply
 
 MAX_HEAD = 1 << 20  # octets of header section that `Content.head` looks at
-MAX_DRAIN = 4  # a message beyond this many times the size limit is not read to its end
+MAX_DRAIN = 4  # a message beyond this many times the size limit has not much time left
 _SMALL = 1 << 12  # octets; smaller pieces are put together
 _PIECE = 1 << 18  # octets per read of spilled content
 
@@ -157,7 +157,7 @@ class Receiver:
         self.found_bare_line_end = False
         """A lone CR or LF on a listener that rejects them (RFC 5321 §2.3.8)."""
         self.hopeless = False
-        """So far beyond the size limit that reading on makes no sense."""
+        """So far beyond the size limit that it may never end."""
         self._max_size = max_size  # 0: no limit
         self._max_line = max_line
         self._bare = bare
@@ -175,6 +175,11 @@ class Receiver:
             held, self._held = self._held, b""
             self._keep(held)
         return self.problem
+
+    def to_its_end(self) -> Receiver:
+        """Let what is refused anyway have any size: none of it is kept."""
+        self.hopeless, self._max_size = False, 0
+        return self
 
     def _store(self, data: bytes) -> None:
         self.octets += len(data)

@@ -21,7 +21,7 @@ from smtpd.replies import Refused, Reply
 from smtpd.sasl import Exchange
 
 NO_EXTENSIONS: frozenset[str] = frozenset()  # RFC 5321 §4.1.1.1: after HELO
-DRAIN_SECONDS = 30.0  # how long a client may go on sending content that was refused half-way
+DRAIN_SECONDS = 30.0  # how long a client may go on sending content that will be refused anyway
 
 
 class Conversation(Answering):
@@ -307,7 +307,9 @@ class Conversation(Answering):
         self.is_over = True  # unless the end is found: nobody may take content for commands
         if not receiver.complete:
             await self.channel.receive(receiver, config.timeouts.data, config.limits.min_data_rate)
-        self.is_over = receiver.hopeless
+        if receiver.hopeless:  # RFC 1870 §6.3: whoever is cut off while sending sees no reply, and tries for days
+            await self.channel.drain(receiver.to_its_end(), DRAIN_SECONDS)
+        self.is_over = not receiver.complete
 
     async def _message(self, in_flight: InFlight, receiver: Receiver) -> None:
         """RFC 5321 §6.1: 250 only after an agent has made the message safe."""

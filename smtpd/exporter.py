@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import os
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -137,7 +138,11 @@ class Exporter:
         if kind != "tcp":
             raise ValueError("the exporter listens on a TCP address")
         self._load_certificate()
-        self._server = await asyncio.start_server(self._accept, host or None, port, limit=MAX_HEAD)
+        try:
+            self._server = await asyncio.start_server(self._accept, host or None, port, limit=MAX_HEAD)
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or error
+            raise OSError(f"cannot listen on {self._options.address} for the metrics: {reason}") from error
 
     async def stop(self) -> None:
         """Stop listening and end what is being answered."""

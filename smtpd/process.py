@@ -59,7 +59,16 @@ def run(config: Config, *, path: Path | None, environ: Mapping[str, str], signal
 
 def _report(log: Log, error: BaseException) -> None:
     exception = None if isinstance(error, _OPERATORS_TURN) else error
-    log.error("cannot-start", problem=str(error) or type(error).__name__, exception=exception)
+    log.error("cannot-start", user=_myself(), problem=str(error) or type(error).__name__, exception=exception)
+
+
+def _myself() -> str:
+    """Whose rights we have: what root may read, the user that it became perhaps may not."""
+    user = os.geteuid()
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return str(user)
 
 
 async def _serve(server: Server, path: Path | None, environ: Mapping[str, str], signals: EarlySignals) -> int:

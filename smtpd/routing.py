@@ -128,10 +128,13 @@ class Router:
         return (replies.NO_RELAY if authenticated else replies.RELAY_DENIED)(address=address)
 
     def _route_postmaster(self, address: Address, key: str | None, steps: list[Step] | None) -> Recipient | Reply:
-        """RFC 5321 §4.5.1: postmaster is always reached, so no "deny" and no catch-all applies."""
+        """RFC 5321 §4.5.1: postmaster is always reached, so no "deny" applies.
+
+        A catch-all does not apply either, unless nobody said where mail to postmaster goes.
+        """
         hit = self._map.find_named(address)
         if steps is not None:
-            steps.append(Step("postmaster", "in the map" if hit else "always reached, exempt from the map's patterns"))
+            steps.append(Step("postmaster", "in the map" if hit else "always reached, whatever the map refuses"))
         if key is not None and hit is not None and not hit.rewriting.target.deny:
             answer = self._deliver(address, key, hit, steps)
             if isinstance(answer, Recipient):
@@ -141,14 +144,19 @@ class Router:
             found = self._postmaster
             return Recipient(address, found.agent, found.destination, exempt=True, folder=found.folder)
         if key is not None:
-            return Recipient(address, self._domains[key], exempt=True)
+            found = self._mapped_unless_denied(address, key)
+            return Recipient(address, found.agent, found.mailbox, exempt=True, folder=found.folder)
         # <Postmaster> without a domain: the first of ours that is one.
         domain = next((name for name in self._domains if not name.startswith("*")), None)
         if domain is None:
             return replies.NO_SUCH_USER(address=address)
-        return Recipient(
-            address, self._domains[domain], Address("postmaster", domain, f"postmaster@{domain}"), exempt=True
-        )
+        found = self._mapped_unless_denied(Address("postmaster", domain, f"postmaster@{domain}"), domain)
+        return Recipient(address, found.agent, found.destination, exempt=True, folder=found.folder)
+
+    def _mapped_unless_denied(self, address: Address, key: str) -> Recipient:
+        hit = self._map.find(address, key)
+        found = self._deliver(address, key, None if hit is None or hit.rewriting.target.deny else hit)
+        return found if isinstance(found, Recipient) else Recipient(address, self._domains[key])
 
     def _deliver(
         self, address: Address, key: str, hit: Hit | None, steps: list[Step] | None = None
@@ -206,9 +214,7 @@ class Router:
         if key is None:
             # The operator wrote it, so a relay may carry it.
             return Recipient(address, self._relay) if self._relay is not None else None
-        hit = self._map.find_named(address)
-        found = self._deliver(address, key, None if hit is None or hit.rewriting.target.deny else hit)
-        return found if isinstance(found, Recipient) else Recipient(address, self._domains[key])
+        return self._mapped_unless_denied(address, key)
 
 
 # `user%elsewhere@us`, `elsewhere!user@us` and `"user@elsewhere"@us` once made hosts relay. To us they are local

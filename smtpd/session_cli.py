@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+import stat
 import sys
+import syslog
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,16 +25,24 @@ _READ = 1 << 16
 
 @click.command()
 @click.option("--config", "file", type=click.Path(path_type=Path), metavar="FILE", help="Configuration file.")
-@click.option("--ip", default="127.0.0.1", metavar="ADDRESS", help="Address the client seems to come from.")
+@click.option("--ip", default="", metavar="ADDRESS", help="Address of the client; by default its own, or 127.0.0.1.")
 @click.option("--listener", default="", metavar="NAME", help="Listener whose rules hold; the first one by default.")
 def session(file: Path | None, ip: str, listener: str) -> None:
-    """Speak SMTP on standard input and output, under the rules of one listener. TLS is not offered."""
+    """Speak SMTP on standard input and output, under the rules of one listener. TLS is not offered.
+
+    What is logged goes to standard error; where that is the client's socket, as with inetd, to the file in
+    [smtpd.log] or to syslog.
+    """
     from smtpd.config import ConfigError, load
 
+    hidden = _hide_standard_error()
+    ip = ip or _peer() or "127.0.0.1"
     try:
         ip_address(ip)
         config = load(file, os.environ)
     except ConfigError as error:
+        for line in str(error).splitlines() if hidden else ():
+            syslog.syslog(syslog.LOG_MAIL | syslog.LOG_ERR, line)
         click.echo(str(error), err=True)
         sys.exit(1)
     except ValueError as error:
@@ -39,17 +50,42 @@ def session(file: Path | None, ip: str, listener: str) -> None:
     name = listener or next(iter(config.listeners), "")
     if name not in config.listeners:
         raise click.BadParameter(f"there is no listener {name!r}", param_hint="--listener")
-    asyncio.run(_speak(config, name, ip))
+    asyncio.run(_speak(config, name, ip, _log_place(config.log.to, hidden=hidden)))
 
 
-async def _speak(config: Config, listener: str, ip: str) -> None:
+def _hide_standard_error() -> bool:
+    """Keep standard error from the client when it is the socket that the replies go to, as inetd has it."""
+    if not (stat.S_ISSOCK(os.fstat(1).st_mode) and os.path.sameopenfile(1, 2)):
+        return False
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    return True
+
+
+def _peer() -> str:
+    """Address at the other end of standard input, if that is a TCP socket."""
+    try:
+        with socket.socket(fileno=os.dup(0)) as peer:
+            return str(peer.getpeername()[0]) if peer.family in (socket.AF_INET, socket.AF_INET6) else ""
+    except OSError:  # a pipe, a terminal, a file
+        return ""
+
+
+def _log_place(to: str, *, hidden: bool) -> str:
+    if not hidden:
+        return "stderr"  # standard output belongs to the client
+    return "syslog" if to in ("stdout", "stderr") else to
+
+
+async def _speak(config: Config, listener: str, ip: str, log_to: str) -> None:
     from smtpd.channel import Channel
     from smtpd.conversation import Conversation
     from smtpd.log import Log
     from smtpd.model import Session, new_id, plain_ip
     from smtpd.server import Server
 
-    log = Log(config.log.model_copy(update={"to": "stderr"}))  # standard output belongs to the client
+    log = Log(config.log.model_copy(update={"to": log_to}))
     server = Server(config.model_copy(update={"tls": None}), log=log)
     generation = await server.start_quietly()
     service = generation.services[listener]
@@ -91,7 +127,7 @@ class _Pipes:
         while view and not self._is_closed:
             try:
                 view = view[os.write(sys.stdout.fileno(), view) :]
-            except BrokenPipeError:
+            except (BrokenPipeError, ConnectionResetError):
                 self._is_closed = True
 
     def pause_reading(self) -> None:
@@ -131,4 +167,7 @@ async def _read(loop: asyncio.AbstractEventLoop) -> bytes:
         await ready.wait()
     finally:
         loop.remove_reader(descriptor)
-    return os.read(descriptor, _READ)
+    try:
+        return os.read(descriptor, _READ)
+    except ConnectionResetError:
+        return b""

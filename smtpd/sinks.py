@@ -276,8 +276,9 @@ class SyslogSink:
             fresh.setblocking(False)
             try:
                 fresh.connect(self.path)
-            except OSError:
+            except OSError as error:
                 fresh.close()
+                error.filename = self.path  # connect(2) does not say whom it did not find
                 raise
             self._socket = fresh
         return self._socket

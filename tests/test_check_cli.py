@@ -78,7 +78,7 @@ def test_check_finds_what_the_machine_does_not_have() -> None:
         + '[smtpd.domains]\n"example.com" = "store"\n'
         + '[smtpd.agents.store]\ntype = "maildir"\npath = "/m"\nrecipients = { file = "/nowhere/recipients" }\n'
         + '[smtpd.auth]\nproviders = ["users"]\n[smtpd.auth.users]\ntype = "file"\npath = "/nowhere/users"\n'
-        + '[smtpd.log]\nto = "file:/nowhere/log"\n'
+        + '[smtpd.log]\nto = "file:/nowhere/log"\n[smtpd.state]\nurl = "sqlite:/nowhere/state.db"\n'
     )
     result = CliRunner().invoke(main, ["check", "--config", str(path)])
     assert result.exit_code == 1
@@ -90,6 +90,7 @@ def test_check_finds_what_the_machine_does_not_have() -> None:
         "smtpd.agents.store.recipients.file: there is no such file: /nowhere/recipients",
         "smtpd.auth.users.path: there is no such file: /nowhere/users",
         "smtpd.log.to: there is no such directory: /nowhere",
+        "smtpd.state.url: there is no such directory: /nowhere",
     ]
 
 

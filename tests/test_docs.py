@@ -39,7 +39,9 @@ def sample(tmp_path: Path) -> str:
     text = TEXTS["config.toml"]()
     text = text.replace('user = "smtpd"', f'user = "{pwd.getpwuid(os.geteuid()).pw_name}"')
     text = text.replace('group = "smtpd"', f'group = "{grp.getgrgid(os.getegid()).gr_name}"')
-    return text.replace("/etc/smtpd/certs", str(tmp_path)).replace("/etc/smtpd/", f"{tmp_path}/")
+    for directory in ("/etc/smtpd/certs", "/etc/smtpd", "/var/lib/smtpd"):
+        text = text.replace(directory, str(tmp_path))
+    return text
 
 
 @pytest.mark.parametrize("name", TEXTS)

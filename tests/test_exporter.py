@@ -358,3 +358,9 @@ def test_nothing_but_value_error_leaves_the_parser(head: bytes) -> None:
     except ValueError:
         return
     assert request.path.startswith("/")
+
+
+async def test_address_that_is_taken_is_named_with_what_it_was_for(site: Site) -> None:
+    address = f"127.0.0.1:{(await site.start()).port}"
+    with pytest.raises(OSError, match=f"^cannot listen on {address} for the metrics: Address already in use$"):
+        await site.start(Options(address=address))

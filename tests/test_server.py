@@ -3,6 +3,7 @@
 import os
 import pwd
 import re
+import shutil
 import signal
 import socket
 import ssl
@@ -308,6 +309,17 @@ def test_root_is_given_up_for_good(serve: Serve, directory: Path, in_transaction
     client = in_transaction(server.port("smtp"))
     client.say(CONTENT)
     assert client.line().startswith("250 2.0.0 ")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up being root")
+def test_file_that_root_alone_can_read_is_named_with_who_cannot(
+    serve: Serve, directory: Path, certificates: Any
+) -> None:
+    key = shutil.copy(certificates.key_file, directory)
+    os.chmod(key, 0o600)
+    server = serve({"smtpd": {"user": "nobody", "tls": {"key_file": key}}}, wait=False)
+    line = server.wait_for("cannot-start")
+    assert (line["user"], line["problem"]) == ("nobody", f"{key}: Permission denied")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up being root")

@@ -271,3 +271,14 @@ def test_a_busy_syslog_takes_whole_lines_and_never_blocks(tmp_path: Path) -> Non
 def test_unknown_places_are_refused(quiet: Complaints) -> None:
     with pytest.raises(ValueError, match="no such place"):
         open_sink("printer", quiet)
+
+
+def test_a_system_without_syslog_hears_what_is_missing(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    sink = SyslogSink(str(tmp_path / "dev-log"))
+    with pytest.raises(FileNotFoundError) as caught:
+        sink.write(b"a line\n")
+    Complaints(writing)(caught.value)
+    os.close(writing)
+    with open(reading, encoding="ascii") as said:
+        assert said.read() == f"smtpd: the log cannot be written: '{tmp_path}/dev-log': No such file or directory\n"

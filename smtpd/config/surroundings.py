@@ -30,7 +30,8 @@ def find_gaps(config: Config, *, is_whole: bool) -> Iterator[Finding]:
     for group, tables in (("agents", config.agents), ("filters", config.filters), ("auth", config.auth.tables)):
         for name, options in tables.items():
             yield from _files((group, name), options)
-    yield from _log(config)
+    yield from _directory(("log", "to"), config.log.to, "file:")
+    yield from _directory(("state", "url"), config.state.url, "sqlite:")
     if is_whole:
         yield from _certificates(config)
 
@@ -84,8 +85,9 @@ def _certificates(config: Config) -> Iterator[Finding]:
             yield Finding(("tls",), str(error))
 
 
-def _log(config: Config) -> Iterator[Finding]:
-    if config.log.to.startswith("file:"):
-        directory = FilePath(config.log.to.removeprefix("file:")).parent
+def _directory(path: Path, value: str, prefix: str) -> Iterator[Finding]:
+    """The directory of a file that is made when it is not there."""
+    if value.startswith(prefix):
+        directory = FilePath(value.removeprefix(prefix)).parent
         if not directory.is_dir():
-            yield Finding(("log", "to"), f"there is no such directory: {directory}")
+            yield Finding(path, f"there is no such directory: {directory}")
