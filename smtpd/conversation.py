@@ -392,10 +392,5 @@ METHODS: dict[str, Method] = {
     "STARTTLS": Conversation.starttls,
     "AUTH": Conversation.auth,
     "XCLIENT": Conversation.xclient,
-    "EXPN": Conversation.not_offered,
-    "ETRN": Conversation.not_offered,
-    "TURN": Conversation.not_offered,
-    "SEND": Conversation.not_offered,
-    "SOML": Conversation.not_offered,
-    "SAML": Conversation.not_offered,
+    **dict.fromkeys(("EXPN", "ETRN", "TURN", "SEND", "SOML", "SAML"), Conversation.not_offered),
 }
