@@ -27,7 +27,8 @@ import errno
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from itertools import islice
 from typing import Annotated, Literal
 
@@ -43,6 +44,7 @@ from smtpd.addresses import Address, AddressError, parse_address
 from smtpd.delivery import DeliveryAgent
 from smtpd.model import Message, Recipient, Transaction
 from smtpd.options import AgentOptions, Bytes, InputFile, Options
+from smtpd.plugins import BrokenPlugin
 from smtpd.replies import Reply
 from smtpd.services import Services
 
@@ -108,6 +110,18 @@ class MaildirOptions(AgentOptions):
     fsync: Literal["file", "filesystem"] = "file"
     """What is synced: each file, or everything on the filesystem at once (only if it holds nothing else)."""
 
+    def obstacles(self) -> Iterable[tuple[str, str]]:
+        """Nothing can be stored anywhere; what is not there yet may be mounted later, or made."""
+        layout = Layout(self.path, case_sensitive=self.case_sensitive)
+        if problem := layout.obstacle(makes=self.recipients != "existing"):
+            yield "path", problem
+        if isinstance(self.recipients, FileOfRecipients):
+            try:
+                with suppress(OSError):  # said elsewhere
+                    RecipientFile(layout, self.recipients.file, clock=time.monotonic, complain=print).load()
+            except ValueError as error:
+                yield "recipients", str(error)
+
 
 class Maildir(DeliveryAgent):
     """Finds the mailboxes and has the committer store the message."""
@@ -132,7 +146,10 @@ class Maildir(DeliveryAgent):
     async def start(self) -> None:
         """Make the root (but not for existing mailboxes, they may be mounted later) and start the committer."""
         if isinstance(self._known, RecipientFile):
-            self._known.load()
+            try:
+                self._known.load()
+            except ValueError as error:
+                raise BrokenPlugin(f"agent {self.name}: {error}") from error
         if self.options.recipients != "existing":
             make_directory(self._layout.root, self._access)
         self._committer.start()

@@ -5,6 +5,7 @@ import pytest
 
 from delivery_agents.maildir import MaildirOptions
 from smtpd import replies
+from smtpd.plugins import BrokenPlugin
 from tests.delivery_agents.conftest import TEXT, Start, ask, deliver, events, message, recipient, stored, transaction
 
 
@@ -171,3 +172,11 @@ async def test_only_the_topmost_hundred_deliveries_count_so_that_thousands_cost_
     bob, others = b"Delivered-To:\r\n <bob@example.com>\r\n", b"Delivered-To: eve@example.com\r\n"
     assert await deliver(agent, "bob@example.com", text=others * 100 + bob) is replies.ACCEPTED
     assert await deliver(agent, "bob@example.com", text=others * 99 + bob) != replies.ACCEPTED
+
+
+async def test_list_of_recipients_that_makes_no_sense_keeps_the_server_from_starting(
+    start: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "list").write_text("joe\n")
+    with pytest.raises(BrokenPlugin, match=r"agent store: .*/list:1: "):
+        await start(recipients={"file": str(tmp_path / "list")})
