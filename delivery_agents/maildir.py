@@ -27,7 +27,7 @@ import errno
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Annotated, Literal
@@ -189,7 +189,8 @@ class Maildir(DeliveryAgent):
         top = trace.return_path(mail)
         if len(mail.recipients) == 1:
             top += trace.delivered_to(mail.recipients[0].destination.text)
-        reply = self._reply(await self._committer.store(top, message, boxes), mail) if boxes else replies.ACCEPTED
+        failure = await self._committer.store(top, message, boxes) if boxes else None
+        reply = self._reply(failure, mail, boxes)
         if not looping:
             return reply
         return {
@@ -207,14 +208,15 @@ class Maildir(DeliveryAgent):
             return self._full(recipient)
         return None
 
-    def _reply(self, failure: Exception | None, mail: Transaction) -> Reply:
+    def _reply(self, failure: Exception | None, mail: Transaction, boxes: Sequence[Box] = ()) -> Reply:
         if failure is None:
             return replies.ACCEPTED
         if isinstance(failure, OverQuota):
             return self._full(mail.recipients[0])
         if not isinstance(failure, OSError):
             raise failure
-        self.services.log.error("mail-not-stored", agent=self.name, trace=mail.id, problem=str(failure))
+        place = boxes[0].path if len(boxes) == 1 else self._layout.root
+        self.services.log.error("mail-not-stored", agent=self.name, trace=mail.id, problem=_described(failure, place))
         return replies.NO_SPACE if failure.errno in _NO_SPACE else replies.STORE_FAILED
 
     def _full(self, recipient: Recipient) -> Reply:
@@ -262,6 +264,13 @@ class Maildir(DeliveryAgent):
 
     def _complain(self, exception: Exception) -> None:
         self.services.log.error("recipient-file-not-usable", agent=self.name, problem=str(exception))
+
+
+def _described(failure: OSError, place: str) -> str:
+    """What failed and where; the name of the file alone, or none at all, would tell nobody which disk is full."""
+    has_place = failure.strerror is None or (failure.filename and os.path.isabs(failure.filename))
+    text = str(failure) if has_place else f"{place}: {failure.strerror}"
+    return "; ".join((text, *getattr(failure, "__notes__", ())))
 
 
 def _delivered_before(message: Message, recipients: list[Recipient]) -> set[Recipient]:

@@ -65,15 +65,14 @@ class Content:
         """Append octets; OSError, which names the directory, when the spool cannot take them."""
         octets = len(data)
         size = self.size + octets
-        if self._file is None:
-            if size <= self._in_memory and self._budget.take(octets):
-                parts = self._parts
-                if parts and octets < _SMALL and len(parts[-1]) < _SMALL:
-                    parts[-1] += data  # or a message that comes octet by octet would need 40 times its size
-                else:
-                    parts.append(data)
-                self.size = size
-                return
+        if self._file is None and size <= self._in_memory and self._budget.take(octets):
+            parts = self._parts
+            if parts and octets < _SMALL and len(parts[-1]) < _SMALL:
+                parts[-1] += data  # or a message that comes octet by octet would need 40 times its size
+            else:
+                parts.append(data)
+            self.size = size
+            return
         try:
             if self._file is None:
                 self._spill()
