@@ -78,7 +78,7 @@ class Content:
                 self._spill()
             self._append(data)
         except OSError as error:
-            raise OSError(error.errno, error.strerror, self._spool or tempfile.tempdir) from error
+            raise OSError(error.errno, error.strerror, self._spool or tempfile.tempdir or "spool") from error
         self.size = size
 
     @property

@@ -37,8 +37,10 @@ def find_identity(user_name: str | None, group_name: str | None) -> Identity | N
 
 
 def become(identity: Identity | None) -> None:
-    """Become it for good; as an ordinary user this changes nothing and may be left out."""
-    if identity is not None:
+    """Become it for good; as an ordinary user this changes nothing and may be left out. Raises PermissionError."""
+    if identity is None:
+        return
+    with _told_whose_rights():
         os.setgroups(identity.groups)
         os.setgid(identity.group)
         os.setuid(identity.user)
@@ -46,20 +48,31 @@ def become(identity: Identity | None) -> None:
 
 @contextmanager
 def acting_as(identity: Identity | None) -> Iterator[None]:
-    """Have root do something with another user's rights."""
+    """Have root do something with another user's rights; PermissionError when it may not, as in some containers."""
     if identity is None:
         yield
         return
     user, group, groups = os.geteuid(), os.getegid(), os.getgroups()
-    os.setgroups(identity.groups)
-    os.setegid(identity.group)
-    os.seteuid(identity.user)
+    with _told_whose_rights():
+        os.setgroups(identity.groups)
+        os.setegid(identity.group)
+        os.seteuid(identity.user)
     try:
         yield
     finally:
         os.seteuid(user)
         os.setegid(group)
         os.setgroups(groups)
+
+
+@contextmanager
+def _told_whose_rights() -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as error:
+        raise PermissionError(
+            f"root may not become another user here (CAP_SETUID, CAP_SETGID): {error.strerror}"
+        ) from error
 
 
 def name_of_user() -> str:

@@ -31,7 +31,7 @@ class Rights:
                 self.are_known = self._identity is not None or os.geteuid() == 0 or _is_me(config.user)
         except OSError as error:  # that there is no such user is said elsewhere
             if os.geteuid() == 0 and isinstance(error, PermissionError):
-                self.problem = f"root may not become another user here: {error.strerror}"
+                self.problem = str(error)
 
     @contextmanager
     def held(self) -> Iterator[None]:

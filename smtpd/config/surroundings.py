@@ -45,11 +45,11 @@ def find_gaps(config: Config, *, is_whole: bool) -> Iterator[Finding]:
 
 
 def find_trouble_ahead(config: Config, file: FilePath, secrets: Mapping[Path, str]) -> Iterator[Finding]:
-    """What the server can start with, as root reads it then, but not be reloaded with."""
-    if os.geteuid() != 0:
-        return
+    """What the server can start with, as root reads it then, but not be reloaded with; and what cannot be seen."""
     rights = Rights(config)
-    for path, name in (((), str(file)), *secrets.items()):
+    if not rights.are_known and config.user is not None and not rights.problem:
+        yield Finding(("user",), f"only {config.user} and root can see what {config.user} may read and write")
+    for path, name in (((), str(file)), *secrets.items()) if os.geteuid() == 0 else ():
         if problem := rights.reading(FilePath(name)):
             yield Finding(path, f"{problem}: every reload (SIGHUP) will be refused")
 

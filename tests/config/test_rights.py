@@ -1,5 +1,6 @@
 """What root can use and `[smtpd] user` cannot; an ordinary user checks for itself here."""
 
+import errno
 import os
 import pwd
 from collections.abc import Callable
@@ -19,10 +20,10 @@ Problems = Callable[..., list[str]]
 def problems(directory: Path) -> Problems:
     """Check a configuration with these tables; what is wrong with it, without file and line."""
 
-    def ask(tables: str, *, top: str = "", warnings: bool = False) -> list[str]:
+    def ask(tables: str, *, top: str = "", user: str = USER, warnings: bool = False) -> list[str]:
         path = directory / "config.toml"
         path.write_text(
-            f'[smtpd]\nhostname = "mx.example.com"\nuser = "{USER}"\n{top}\n'
+            f'[smtpd]\nhostname = "mx.example.com"\nuser = "{user}"\n{top}\n'
             '[smtpd.listeners.smtp]\naddress = ":25"\nmode = "smtp"\ntls = "off"\n' + tables
         )
         report = check(path, {})
@@ -188,3 +189,19 @@ def test_files_that_hold_something_else_are_found(problems: Problems, directory:
         f"agents.tool.command: {junk} is no program that can be run",
         f"filters.arc_seal.key_file: {junk}: it holds no private key in PEM that can be read without a password",
     ]
+
+
+def test_whoever_cannot_see_what_the_server_may_do_says_so(problems: Problems, directory: Path) -> None:
+    others = [entry.pw_name for entry in pwd.getpwall() if entry.pw_uid not in (0, os.geteuid())]
+    seen = [warning for warning in problems("", user=others[0], warnings=True) if "can see" in warning]
+    assert seen == ([] if IS_ROOT else [f"user: only {others[0]} and root can see what {others[0]} may read and write"])
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="only root becomes somebody else")
+def test_root_that_may_not_become_the_user_is_found(problems: Problems, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbid(_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "setgroups", forbid)  # as in a container without CAP_SETGID
+    said = "root may not become another user here (CAP_SETUID, CAP_SETGID): Operation not permitted"
+    assert problems("") == [f"user: {said}"]
