@@ -71,12 +71,23 @@ class Layout:
                 path = os.path.dirname(path)
             return False
 
+    def fullness(self) -> str:
+        """Why the filesystem of the root takes nothing more, or ""; a mailbox may well be on another one."""
+        found = os.statvfs(self.root)
+        if found.f_flag & os.ST_RDONLY:
+            return f"{self.root} is mounted read-only"
+        # Some filesystems count neither.
+        is_full = (found.f_blocks and not found.f_bavail) or (found.f_files and not found.f_favail)
+        return f"{self.root} is on a full disk" if is_full else ""
+
     def obstacle(self, *, makes: bool) -> str:
         """Why nothing at all can be stored with the rights we have, or ""; `makes`: missing mailboxes are made."""
-        if not os.path.lexists(self.root):
+        if not os.path.exists(self.root):
             above = self.root
-            while not os.path.lexists(above):
+            while not os.path.exists(above):
                 above = os.path.dirname(above)
+            if not os.access(above, os.X_OK, effective_ids=True):
+                return f"{above} cannot be entered"
             return f"{self.root} cannot be made in {above}" if makes and not _is_open(above) else ""
         if not os.access(self.root, os.R_OK | os.X_OK, effective_ids=True):
             return f"{self.root} cannot be entered and read"

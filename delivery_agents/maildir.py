@@ -159,12 +159,12 @@ class Maildir(DeliveryAgent):
         await self._committer.stop()
 
     async def health(self) -> str | None:
-        """Whether the root can be written and the committer works."""
+        """Whether the root is there with room below it, and the committer works."""
         if not self._committer.is_running:
             return f"agent {self.name} is not running"
         if not os.access(self._layout.root, os.R_OK | os.X_OK):
             return f"{self._layout.root} cannot be read"
-        return None
+        return self._layout.fullness() or None
 
     async def verify(self, recipient: Recipient, mail: Transaction) -> Reply | None:
         """Whether the mailbox is known and has room for the announced size."""

@@ -136,6 +136,15 @@ def test_a_root_that_cannot_be_made_is_found(problems: Problems, directory: Path
     ]
 
 
+@pytest.mark.parametrize("recipients", ['"any"', '"existing"'])
+def test_a_root_that_is_behind_a_closed_door_is_found(problems: Problems, directory: Path, recipients: str) -> None:
+    (directory / "closed" / "mail").mkdir(parents=True)
+    (directory / "closed").chmod(0)
+    assert problems(store(directory / "closed" / "mail", recipients)) == [
+        f"agents.store.path: {directory}/closed cannot be entered (seen by user {USER})"
+    ]
+
+
 def test_a_filter_that_is_off_needs_no_files(problems: Problems, directory: Path) -> None:
     assert problems(f'[smtpd.filters.dmarc]\nmode = "off"\nreport_file = "{directory}/no/rows"\n') == []
 

@@ -1,5 +1,7 @@
+import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -180,3 +182,22 @@ async def test_list_of_recipients_that_makes_no_sense_keeps_the_server_from_star
     (tmp_path / "list").write_text("joe\n")
     with pytest.raises(BrokenPlugin, match=r"agent store: .*/list:1: "):
         await start(recipients={"file": str(tmp_path / "list")})
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"f_flag": os.ST_RDONLY}, "mail is mounted read-only"),
+        ({"f_bavail": 0}, "mail is on a full disk"),
+        ({"f_favail": 0}, "mail is on a full disk"),
+        ({"f_bavail": 0, "f_blocks": 0, "f_favail": 0, "f_files": 0}, ""),
+    ],
+)
+async def test_agent_is_not_well_when_its_disk_takes_nothing(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, int], said: str
+) -> None:
+    agent = await start()
+    assert await agent.health() is None
+    disk = {"f_flag": 0, "f_blocks": 9, "f_bavail": 9, "f_files": 9, "f_favail": 9} | changed
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(**disk))
+    assert (await agent.health() or "").removeprefix(f"{tmp_path}/") == said
