@@ -227,7 +227,9 @@ class Server:
         except (TlsError, RuntimeError):
             await generation.stop()
             raise
-        self._close_listeners(*(self._listening.keys() - generation.services.keys()))
+        for name in sorted(self._listening.keys() - generation.services.keys()):
+            self._close_listeners(name)
+            self.log.info("listener-closed", listener=name)
         for name, service in generation.services.items():
             if name in self._gates:
                 self._gates[name].service = service

@@ -47,7 +47,7 @@ def find_gaps(config: Config, *, is_whole: bool) -> Iterator[Finding]:
 def find_trouble_ahead(config: Config, file: FilePath, secrets: Mapping[Path, str]) -> Iterator[Finding]:
     """What the server can start with, as root reads it then, but not be reloaded with; and what cannot be seen."""
     rights = Rights(config)
-    if not rights.are_known and config.user is not None and not rights.problem:
+    if not rights.are_known and config.user is not None and os.geteuid() != 0:
         yield Finding(("user",), f"only {config.user} and root can see what {config.user} may read and write")
     for path, name in (((), str(file)), *secrets.items()) if os.geteuid() == 0 else ():
         if problem := rights.reading(FilePath(name)):
