@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Iterable
 from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -19,7 +20,8 @@ from delivery_agents.pool import Pool
 from smtpd.delivery import DeliveryAgent
 from smtpd.metrics import Counter, Gauge
 from smtpd.model import Recipient, Transaction
-from smtpd.options import AgentOptions, Seconds
+from smtpd.options import AgentOptions, ExistingFile, Seconds
+from smtpd.plugins import BrokenPlugin
 from smtpd.services import Services
 
 FAILURES = 5  # in a row, until nobody waits any more
@@ -39,7 +41,7 @@ class ForwardingOptions(AgentOptions):
     """Where the server listens: "unix:PATH", "host:port" or "[v6 address]:port"."""
     tls: TlsMode = "off"
     """Whether TLS begins by STARTTLS, or "implicit" with the connection; the certificate must be good for the host."""
-    ca_file: str | None = None
+    ca_file: Annotated[str | None, ExistingFile()] = None
     """Authorities that may have signed the server's certificate, PEM; unset: those of the system."""
     connections: Annotated[int, Field(ge=1)] = 20
     """Most connections to the server at a time; keep below what it allows."""
@@ -53,6 +55,13 @@ class ForwardingOptions(AgentOptions):
     """How long a connection is kept that nobody uses."""
     chunking: bool = True
     """Whether content is sent by BDAT if the server offers CHUNKING, which saves a round trip."""
+
+    def obstacles(self) -> Iterable[tuple[str, str]]:
+        """A file of authorities that holds none."""
+        try:
+            make_context(self)
+        except OSError as error:
+            yield "ca_file", _unusable(self.ca_file, error)
 
     @model_validator(mode="after")
     def _tls_has_a_name_to_check(self) -> Self:
@@ -154,12 +163,10 @@ class Forwarding(DeliveryAgent):
         return self._pool
 
     def _context(self) -> ssl.SSLContext | None:
-        if self.options.tls == "off":
-            return None
         try:
-            return ssl.create_default_context(cafile=self.options.ca_file)
+            return make_context(self.options)
         except OSError as error:
-            raise ValueError(f"agent {self.name}: ca_file cannot be used: {error}") from error
+            raise BrokenPlugin(f"agent {self.name}: {_unusable(self.options.ca_file, error)}") from error
 
     def _greeted(self, connection: Connection) -> None:
         self.carries_utf8 = "SMTPUTF8" in connection.extensions
@@ -170,3 +177,13 @@ class Forwarding(DeliveryAgent):
             self.services.log.warning("backend-down", agent=self.name, problem=self._connections.last_problem)
         else:
             self.services.log.info("backend-up", agent=self.name)
+
+
+def make_context(options: ForwardingOptions) -> ssl.SSLContext | None:
+    """For connections to the server; OSError when the authorities cannot be read."""
+    return None if options.tls == "off" else ssl.create_default_context(cafile=options.ca_file)
+
+
+def _unusable(file: str | None, error: OSError) -> str:
+    reason = "no certificate in PEM form" if isinstance(error, ssl.SSLError) else error.strerror
+    return f"ca_file cannot be used: {file}: {reason}"

@@ -8,7 +8,9 @@ none leads out of the root; what would be too long for a file name ends in a dig
 from __future__ import annotations
 
 import asyncio
+import glob
 import hashlib
+import itertools
 import os
 import re
 import stat
@@ -22,6 +24,7 @@ from smtpd.addresses import Address, AddressError, parse_address
 
 MAX_NAME = 200  # octets of one directory name; file systems allow 255
 MAX_FILE = 64 << 20  # octets of a file of recipients
+_LOOKED_AT = 100  # directories, for whether any can be written
 CHECK_SECONDS = 1.0  # between two looks at whether that file has changed
 
 _PLAIN = re.compile(r"[a-z0-9_+=\-][a-z0-9._+=\-]*+")
@@ -67,6 +70,44 @@ class Layout:
                     raise
                 path = os.path.dirname(path)
             return False
+
+    def fullness(self) -> str:
+        """Why the filesystem of the root takes nothing more, or ""; a mailbox may well be on another one."""
+        found = os.statvfs(self.root)
+        if found.f_flag & os.ST_RDONLY:
+            return f"{self.root} is mounted read-only"
+        # Some filesystems count neither.
+        is_full = (found.f_blocks and not found.f_bavail) or (found.f_files and not found.f_favail)
+        return f"{self.root} is on a full disk" if is_full else ""
+
+    def obstacle(self, *, makes: bool) -> str:
+        """Why nothing at all can be stored with the rights we have, or ""; `makes`: missing mailboxes are made."""
+        if not os.path.exists(self.root):
+            above = self.root
+            while not os.path.exists(above):
+                above = os.path.dirname(above)
+            if not os.access(above, os.X_OK, effective_ids=True):
+                return f"{above} cannot be entered"
+            return f"{self.root} cannot be made in {above}" if makes and not _is_open(above) else ""
+        if not os.access(self.root, os.R_OK | os.X_OK, effective_ids=True):
+            return f"{self.root} cannot be entered and read"
+        every = glob.escape(self._template.removeprefix(self.root))
+        levels = _PLACEHOLDER.sub("*", every).strip("/").split("/")
+        mailboxes = list(self._below(levels))
+        places = [self.root, *self._below(levels[:1]), *mailboxes] if makes else mailboxes
+        if not places or any(map(_is_open, places)):
+            return ""
+        return f"nothing can be written below {self.root}" if makes else f"mailboxes such as {places[0]} are closed"
+
+    def _below(self, levels: list[str]) -> Iterator[str]:
+        pattern = os.path.join(glob.escape(self.root), *levels)
+        return filter(os.path.isdir, itertools.islice(glob.iglob(pattern), _LOOKED_AT))
+
+
+def _is_open(directory: str) -> bool:
+    """Whether something can be stored in it; in a mailbox that is decided by tmp/."""
+    below = os.path.join(directory, "tmp")
+    return os.access(below if os.path.isdir(below) else directory, os.W_OK | os.X_OK, effective_ids=True)
 
 
 def check_template(template: str) -> str:

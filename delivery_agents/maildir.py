@@ -27,7 +27,8 @@ import errno
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Annotated, Literal
 
@@ -43,6 +44,7 @@ from smtpd.addresses import Address, AddressError, parse_address
 from smtpd.delivery import DeliveryAgent
 from smtpd.model import Message, Recipient, Transaction
 from smtpd.options import AgentOptions, Bytes, InputFile, Options
+from smtpd.plugins import BrokenPlugin
 from smtpd.replies import Reply
 from smtpd.services import Services
 
@@ -108,6 +110,18 @@ class MaildirOptions(AgentOptions):
     fsync: Literal["file", "filesystem"] = "file"
     """What is synced: each file, or everything on the filesystem at once (only if it holds nothing else)."""
 
+    def obstacles(self) -> Iterable[tuple[str, str]]:
+        """Nothing can be stored anywhere; what is not there yet may be mounted later, or made."""
+        layout = Layout(self.path, case_sensitive=self.case_sensitive)
+        if problem := layout.obstacle(makes=self.recipients != "existing"):
+            yield "path", problem
+        if isinstance(self.recipients, FileOfRecipients):
+            try:
+                with suppress(OSError):  # said elsewhere
+                    RecipientFile(layout, self.recipients.file, clock=time.monotonic, complain=print).load()
+            except ValueError as error:
+                yield "recipients", str(error)
+
 
 class Maildir(DeliveryAgent):
     """Finds the mailboxes and has the committer store the message."""
@@ -132,7 +146,10 @@ class Maildir(DeliveryAgent):
     async def start(self) -> None:
         """Make the root (but not for existing mailboxes, they may be mounted later) and start the committer."""
         if isinstance(self._known, RecipientFile):
-            self._known.load()
+            try:
+                self._known.load()
+            except ValueError as error:
+                raise BrokenPlugin(f"agent {self.name}: {error}") from error
         if self.options.recipients != "existing":
             make_directory(self._layout.root, self._access)
         self._committer.start()
@@ -142,12 +159,12 @@ class Maildir(DeliveryAgent):
         await self._committer.stop()
 
     async def health(self) -> str | None:
-        """Whether the root can be written and the committer works."""
+        """Whether the root is there with room below it, and the committer works."""
         if not self._committer.is_running:
             return f"agent {self.name} is not running"
         if not os.access(self._layout.root, os.R_OK | os.X_OK):
             return f"{self._layout.root} cannot be read"
-        return None
+        return self._layout.fullness() or None
 
     async def verify(self, recipient: Recipient, mail: Transaction) -> Reply | None:
         """Whether the mailbox is known and has room for the announced size."""
@@ -172,7 +189,8 @@ class Maildir(DeliveryAgent):
         top = trace.return_path(mail)
         if len(mail.recipients) == 1:
             top += trace.delivered_to(mail.recipients[0].destination.text)
-        reply = self._reply(await self._committer.store(top, message, boxes), mail) if boxes else replies.ACCEPTED
+        failure = await self._committer.store(top, message, boxes) if boxes else None
+        reply = self._reply(failure, mail, boxes)
         if not looping:
             return reply
         return {
@@ -190,14 +208,15 @@ class Maildir(DeliveryAgent):
             return self._full(recipient)
         return None
 
-    def _reply(self, failure: Exception | None, mail: Transaction) -> Reply:
+    def _reply(self, failure: Exception | None, mail: Transaction, boxes: Sequence[Box] = ()) -> Reply:
         if failure is None:
             return replies.ACCEPTED
         if isinstance(failure, OverQuota):
             return self._full(mail.recipients[0])
         if not isinstance(failure, OSError):
             raise failure
-        self.services.log.error("mail-not-stored", agent=self.name, trace=mail.id, problem=str(failure))
+        place = boxes[0].path if len(boxes) == 1 else self._layout.root
+        self.services.log.error("mail-not-stored", agent=self.name, trace=mail.id, problem=_described(failure, place))
         return replies.NO_SPACE if failure.errno in _NO_SPACE else replies.STORE_FAILED
 
     def _full(self, recipient: Recipient) -> Reply:
@@ -245,6 +264,13 @@ class Maildir(DeliveryAgent):
 
     def _complain(self, exception: Exception) -> None:
         self.services.log.error("recipient-file-not-usable", agent=self.name, problem=str(exception))
+
+
+def _described(failure: OSError, place: str) -> str:
+    """What failed and where; the name of the file alone, or none at all, would tell nobody which disk is full."""
+    has_place = failure.strerror is None or (failure.filename and os.path.isabs(failure.filename))
+    text = str(failure) if has_place else f"{place}: {failure.strerror}"
+    return "; ".join((text, *getattr(failure, "__notes__", ())))
 
 
 def _delivered_before(message: Message, recipients: list[Recipient]) -> set[Recipient]:

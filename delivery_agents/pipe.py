@@ -111,6 +111,11 @@ class PipeOptions(AgentOptions):
     separator: Annotated[str, Field(max_length=1, pattern=r"^[!-~]?$")] = "+"
     """Character that starts the detail of `user+detail@domain`; empty: there are no details."""
 
+    def obstacles(self) -> Iterable[tuple[str, str]]:
+        """A program that cannot be run."""
+        if problem := _missing(self.command[0], self.directory):
+            yield "command", problem
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.protocol == "lmtp" and (found := placeholders(self.command)):
@@ -316,7 +321,7 @@ def with_lf(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _missing(program: str, directory: str) -> str | None:
-    if not os.access(program, os.X_OK) or os.path.isdir(program):
+    if not os.access(program, os.X_OK, effective_ids=True) or os.path.isdir(program):
         return f"{program} is no program that can be run"
     return None if os.path.isdir(directory) else f"{directory} is no directory"
 

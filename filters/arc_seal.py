@@ -20,6 +20,8 @@ refuses anything. `smtpd_arc_seals_total` counts.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -29,7 +31,8 @@ from smtpd import metrics
 from smtpd.addresses import AddressError, normalise_domain
 from smtpd.findings import ArcResult, DkimResults, DmarcResult, SpfResults, results_field
 from smtpd.model import Message, Transaction
-from smtpd.options import FilterOptions, Strings
+from smtpd.options import FilterOptions, InputFile, Strings
+from smtpd.plugins import BrokenPlugin
 from smtpd.policy import PASS, Filter, Verdict
 from smtpd.services import Services
 
@@ -52,10 +55,18 @@ class ArcSealOptions(FilterOptions):
     """The domain that seals (d=)."""
     selector: str
     """Where its key is published (s=)."""
-    key_file: str
+    key_file: InputFile
     """File with the private RSA key (PEM, 2048 bits or more)."""
     agents: Strings
     """Agents that forward; a message is sealed when all of its recipients go to them."""
+
+    def obstacles(self) -> Iterable[tuple[str, str]]:
+        """A file that holds no key we can seal with."""
+        try:
+            with suppress(OSError):  # said elsewhere
+                read_key(_read(self.key_file))
+        except SealingKeyError as problem:
+            yield "key_file", f"{self.key_file}: {problem}"
 
 
 class ArcSeal(Filter):
@@ -80,15 +91,15 @@ class ArcSeal(Filter):
         return False
 
     async def start(self) -> None:
-        """Read the key; OSError or ValueError when that cannot be done."""
+        """Read the key; OSError or BrokenPlugin when that cannot be done."""
         wishes = self._wishes
         pem = await asyncio.to_thread(_read, wishes.key_file)
         try:
             self._sealer = Sealer(normalise_domain(wishes.domain), wishes.selector, read_key(pem))
         except SealingKeyError as problem:
-            raise ValueError(f"{wishes.key_file}: {problem}") from None
+            raise BrokenPlugin(f"filter {self.table}: {wishes.key_file}: {problem}") from None
         except AddressError:
-            raise ValueError("domain is no domain") from None
+            raise BrokenPlugin(f"filter {self.table}: domain is no domain") from None
 
     async def on_message(self, mail: Transaction, message: Message) -> Verdict:
         """Seal it, when it is for agents that forward."""

@@ -67,6 +67,7 @@ from smtpd.findings import ArcResult, DkimResults, DmarcResult, IprevResult, Spf
 from smtpd.model import Message, Recipient, Transaction
 from smtpd.options import Bytes, FilterOptions, InputFile, OutputFile, Strings
 from smtpd.patterns import DomainPatterns, HostSet
+from smtpd.plugins import BrokenPlugin
 from smtpd.policy import PASS, Filter, Verdict
 from smtpd.replies import Reply
 from smtpd.services import Services
@@ -136,7 +137,11 @@ class Dmarc(Filter):
         """Read the public suffix list, when it is wanted; OSError when its file cannot be read."""
         options = self._limits
         if options.discovery == "psl":
-            self._suffixes = await asyncio.to_thread(_load_suffixes, options.psl_file)
+            try:
+                self._suffixes = await asyncio.to_thread(_load_suffixes, options.psl_file)
+            except ValueError as error:
+                problem = f"{options.psl_file}: no public suffix list: {error}"
+                raise BrokenPlugin(f"filter {self.table}: {problem}") from error
         if options.report_file and not self.services.is_rehearsal:
             self._rows = RowFile(options.report_file, options.report_max_size, self.services.log)
 

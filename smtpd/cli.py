@@ -52,7 +52,9 @@ def main() -> None:
 def serve(file: Path | None) -> None:
     """Run the server until SIGTERM or SIGINT; SIGHUP reads the configuration again."""
     from smtpd.signals import EarlySignals
+    from smtpd.streams import hold_places
 
+    hold_places()
     with EarlySignals() as signals:
         from smtpd.config import ConfigError, load
         from smtpd.process import run

@@ -62,20 +62,23 @@ class Content:
         self._file: IO[bytes] | None = None
 
     def write(self, data: bytes) -> None:
-        """Append octets; OSError when the spool cannot take them."""
+        """Append octets; OSError, which names the directory, when the spool cannot take them."""
         octets = len(data)
         size = self.size + octets
-        if self._file is None:
-            if size <= self._in_memory and self._budget.take(octets):
-                parts = self._parts
-                if parts and octets < _SMALL and len(parts[-1]) < _SMALL:
-                    parts[-1] += data  # or a message that comes octet by octet would need 40 times its size
-                else:
-                    parts.append(data)
-                self.size = size
-                return
-            self._spill()
-        self._append(data)
+        if self._file is None and size <= self._in_memory and self._budget.take(octets):
+            parts = self._parts
+            if parts and octets < _SMALL and len(parts[-1]) < _SMALL:
+                parts[-1] += data  # or a message that comes octet by octet would need 40 times its size
+            else:
+                parts.append(data)
+            self.size = size
+            return
+        try:
+            if self._file is None:
+                self._spill()
+            self._append(data)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._spool or tempfile.tempdir or "spool") from error
         self.size = size
 
     @property
@@ -213,8 +216,8 @@ class Receiver:
         if self.problem is None:
             try:
                 self.content.write(data)
-            except OSError:
-                self._fail(replies.NO_SPACE)
+            except OSError as error:  # the client is not told where
+                self._fail(replies.NO_SPACE(spool=f"{error.filename}: {error.strerror}"))
 
     def _fail(self, reply: Reply) -> None:
         if self.problem is None:

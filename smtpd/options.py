@@ -90,6 +90,11 @@ class Options(BaseModel):
         extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, hide_input_in_errors=True
     )
 
+    def obstacles(self) -> Iterable[tuple[str, str]]:
+        """Options, and what is wrong with the files and programs that they name: `smtpd check` asks, with the rights
+        that the server will have. Nothing is made, changed or asked of others."""
+        return ()
+
 
 class FilterOptions(Options):
     """What every filter can be told; its own options come on top."""

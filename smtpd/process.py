@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import grp
 import logging
-import os
-import pwd
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from smtpd.certificates import TlsError, make_developer_certificate
 from smtpd.config import Config, ConfigError, load
+from smtpd.identity import acting_as, become, find_identity, name_of_user
 from smtpd.log import Log
 from smtpd.plugins import PluginError
 from smtpd.policy.startup import PolicyError
@@ -59,16 +55,7 @@ def run(config: Config, *, path: Path | None, environ: Mapping[str, str], signal
 
 def _report(log: Log, error: BaseException) -> None:
     exception = None if isinstance(error, _OPERATORS_TURN) else error
-    log.error("cannot-start", user=_myself(), problem=str(error) or type(error).__name__, exception=exception)
-
-
-def _myself() -> str:
-    """Whose rights we have: what root may read, the user that it became perhaps may not."""
-    user = os.geteuid()
-    try:
-        return pwd.getpwuid(user).pw_name
-    except KeyError:
-        return str(user)
+    log.error("cannot-start", user=name_of_user(), problem=str(error) or type(error).__name__, exception=exception)
 
 
 async def _serve(server: Server, path: Path | None, environ: Mapping[str, str], signals: EarlySignals) -> int:
@@ -112,7 +99,7 @@ async def _until_closed(
 
 async def _start(server: Server) -> None:
     server.bind()
-    _drop_privileges(server.config)
+    become(find_identity(server.config.user, server.config.group))
     await server.start()
 
 
@@ -208,65 +195,14 @@ def _loop_factory(config: Config) -> type[asyncio.AbstractEventLoop] | None:
     return factory
 
 
-def _drop_privileges(config: Config) -> None:
-    """Become `[smtpd] user` and `group`; as an ordinary user this changes nothing and may be left out."""
-    identity = _identity(config)
-    if identity is not None:
-        os.setgroups(identity.groups)
-        os.setgid(identity.group)
-        os.setuid(identity.user)
-
-
-class _Identity(NamedTuple):
-    user: int
-    group: int
-    groups: list[int]
-
-
-def _identity(config: Config) -> _Identity | None:
-    """Whom root shall become; None when there is nothing to change, OSError when it is impossible."""
-    if config.user is None and config.group is None:
-        return None
-    try:
-        user = pwd.getpwnam(config.user) if config.user is not None else None
-        group = grp.getgrnam(config.group).gr_gid if config.group is not None else None
-    except KeyError as error:
-        raise OSError(f"user and group to become: {error.args[0].rpartition('(): ')[2]}") from None
-    if os.geteuid() != 0:
-        if user is not None and user.pw_uid != os.geteuid():
-            raise PermissionError(f"only root can become {config.user}")
-        return None
-    gid = group if group is not None else user.pw_gid if user is not None else os.getegid()
-    groups = [] if user is None else os.getgrouplist(user.pw_name, gid)
-    return _Identity(os.geteuid() if user is None else user.pw_uid, gid, groups)
-
-
 def _open_log(config: Config) -> Log:
     """Open it as the user we become: whoever opens it again after rotation is not root any more."""
     try:
-        identity = _identity(config)
+        identity = find_identity(config.user, config.group)
     except OSError:
         identity = None  # the log is where this will be said
-    with _acting_as(identity):
+    with acting_as(identity):
         return Log(config.log)
-
-
-@contextmanager
-def _acting_as(identity: _Identity | None) -> Iterator[None]:
-    """Have root do something with another user's rights."""
-    if identity is None:
-        yield
-        return
-    user, group, groups = os.geteuid(), os.getegid(), os.getgroups()
-    os.setgroups(identity.groups)
-    os.setegid(identity.group)
-    os.seteuid(identity.user)
-    try:
-        yield
-    finally:
-        os.seteuid(user)
-        os.setegid(group)
-        os.setgroups(groups)
 
 
 def _prepare_developer_setup(config: Config, log: Log) -> None:

@@ -227,13 +227,15 @@ class Server:
         except (TlsError, RuntimeError):
             await generation.stop()
             raise
-        self._close_listeners(*(self._listening.keys() - generation.services.keys()))
+        for name in sorted(self._listening.keys() - generation.services.keys()):
+            self._close_listeners(name)
+            self.log.info("listener-closed", listener=name)
         for name, service in generation.services.items():
             if name in self._gates:
                 self._gates[name].service = service
                 self._gates[name].certificates = self._contexts or self._certificates
-            if self._listens and self._needs_restart(name, config):
-                self.log.warning("restart-needed", listener=name, problem="it listens only after a restart")
+            if self._listens and (problem := self._needs_restart(name, config)):
+                self.log.warning("restart-needed", listener=name, problem=f"{problem} only after a restart")
         self._limits.total = config.limits.connections
         self._limits.per_ip = config.limits.connections_per_ip
         self._budget.limit = config.limits.memory_for_content
@@ -245,12 +247,15 @@ class Server:
         if old is not None:
             self.spawn(self._retire(old))
 
-    def _needs_restart(self, name: str, config: Config) -> bool:
-        """Whether a listener cannot do what this configuration says with the sockets it has."""
+    def _needs_restart(self, name: str, config: Config) -> str:
+        """What a listener cannot do of this configuration with the sockets it has."""
         sockets, wanted = self._listening.get(name, ()), config.listeners[name]
+        if not sockets:
+            return "it listens"
+        if wanted.address != self._begun_with.listeners[name].address:
+            return "it listens where it did, and at its new address"
         reads_headers = any(isinstance(listening, Acceptor) for listening in sockets)
-        new_place = not sockets or wanted.address != self._begun_with.listeners[name].address
-        return new_place or (bool(wanted.proxy_protocol) and not reads_headers)
+        return "it reads PROXY headers" if wanted.proxy_protocol and not reads_headers else ""
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something nobody waits for; an exception is logged, and `stop` waits for it."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import math
 import os
 import select
@@ -158,6 +159,8 @@ class StreamSink:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "it is closed", "stdout" if descriptor == 1 else "stderr")
         mode = os.fstat(descriptor).st_mode
         self._is_file = stat.S_ISREG(mode)
         # The flags of the descriptor are shared with other processes, so O_NONBLOCK is not ours to set.

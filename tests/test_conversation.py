@@ -383,5 +383,10 @@ async def test_full_spool_is_put_off() -> None:
     async with Stage(tables={"spool": "/nowhere/at/all", "limits": {"content_in_memory": 10}}) as server:
         talk = await server.ready()
         await talk.say(b"DATA\r\n")
-        assert (await talk.say(CONTENT + b".\r\n")).startswith(b"452 4.3.1 ")
+        reply = await talk.say(CONTENT + b".\r\n")
+        assert reply.startswith(b"452 4.3.1 ")
+        assert b"nowhere" not in reply
         assert await talk.say(b"NOOP\r\n") == b"250 2.0.0 Ok\r\n"
+        (line,) = server.events("content-not-spooled")
+    assert (line["level"], line["problem"]) == ("error", "/nowhere/at/all: No such file or directory")
+    assert f"[{line['trace']}]" in reply.decode()

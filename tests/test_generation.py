@@ -268,6 +268,8 @@ async def test_what_waits_for_a_restart_is_said_as_long_as_it_does() -> None:
         for expected, tables in ((0, one), (1, two), (2, two), (2, one)):
             await stage.reload(tables)
             assert len(stage.events("restart-needed")) == expected
+        moved = "it listens where it did, and at its new address only after a restart"
+        assert [line["problem"] for line in stage.events("restart-needed")] == [moved] * 2
         for key, value in (("user", "nobody"), ("dns", {"timeout": 1}), ("metrics", {"enabled": False, "path": "/m"})):
             await stage.reload({key: value})
             await stage.reload({key: value})

@@ -100,8 +100,13 @@ def reading(directory: Path, tables: Callable[..., Any]) -> Iterator[tuple[Serve
 
 def python_with(limit: str, directory: Path) -> str:
     """A Python whose descriptors are limited, as arguments of the shell's `ulimit` say."""
+    return python_behind(f"ulimit {limit}", directory)
+
+
+def python_behind(command: str, directory: Path) -> str:
+    """A Python that the shell runs after a command of its own."""
     wrapper = directory / "python"
-    wrapper.write_text(f'#!/bin/sh\nulimit {limit} && exec "{sys.executable}" "$@"\n', encoding="utf-8")
+    wrapper.write_text(f'#!/bin/sh\n{command} && exec "{sys.executable}" "$@"\n', encoding="utf-8")
     wrapper.chmod(0o755)
     return str(wrapper)
 
@@ -133,6 +138,22 @@ def test_connections_without_limit_get_more_descriptors_than_limited_ones(serve:
     hard = int(Path(f"/proc/{server.process.pid}/limits").read_text().partition("Max open files")[2].split()[1])
     assert soft_limit(server) == min(hard, 60_500)
     assert server.events("few-descriptors") == []
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_no_connection_takes_the_place_of_a_closed_stream(serve: Serve, directory: Path, loop: str) -> None:
+    """uvloop aborts the process when a descriptor below 3 is closed."""
+    server = serve({"smtpd": {"event_loop": loop}}, python=python_behind("exec <&- 2>&-", directory))
+    assert [os.readlink(f"/proc/{server.process.pid}/fd/{number}") for number in (0, 2)] == ["/dev/null"] * 2
+    for _ in range(3):
+        assert limit_said(server)
+    assert server.stop() == 0
+
+
+def test_log_that_is_closed_keeps_the_server_from_starting(serve: Serve, directory: Path) -> None:
+    server = serve(python=python_behind(f"exec >&- 2>{directory}/said", directory), wait=False)
+    assert server.process.wait(60) == 1
+    assert (directory / "said").read_text() == "smtpd: the log cannot be opened: [Errno 9] it is closed: 'stdout'\n"
 
 
 def test_developer_set_up_that_cannot_be_made_is_said_in_one_line(directory: Path) -> None:

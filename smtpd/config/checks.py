@@ -206,18 +206,21 @@ def _replies(config: Config) -> Iterator[Finding]:
             yield Finding(("replies", key), f"has no placeholder {{{name}}}", closest(name, known))
 
 
-def _files(config: Config) -> Iterator[Finding]:
-    named: list[tuple[Path, str | None]] = [
-        (("metrics", "cert_file"), config.metrics.cert_file),
-        (("metrics", "key_file"), config.metrics.key_file),
-    ]
+def named_files(config: Config) -> Iterator[tuple[Path, str]]:
+    """Files of certificates, keys and authorities that somebody else has to make."""
+    tables: list[tuple[Path, object]] = [(("metrics",), config.metrics)]
     if config.tls is not None:
-        named += [(("tls", key), getattr(config.tls, key)) for key in ("cert_file", "key_file", "client_ca_file")]
-        for number, pair in enumerate(config.tls.certificates):
-            named.append((("tls", "certificates", number, "cert_file"), pair.cert_file))
-            named.append((("tls", "certificates", number, "key_file"), pair.key_file))
-    for path, name in named:
-        if name and not FilePath(name).is_file():
+        tables.append((("tls",), config.tls))
+        tables += [(("tls", "certificates", number), pair) for number, pair in enumerate(config.tls.certificates)]
+    for path, table in tables:
+        for key in ("cert_file", "key_file", "client_ca_file"):
+            if name := getattr(table, key, None):
+                yield (*path, key), name
+
+
+def _files(config: Config) -> Iterator[Finding]:
+    for path, name in named_files(config):
+        if not FilePath(name).is_file():
             yield Finding(path, f"there is no such file: {name}")
     if config.spool is not None and not FilePath(config.spool).is_dir():
         yield Finding(("spool",), f"there is no such directory: {config.spool}")

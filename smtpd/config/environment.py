@@ -87,6 +87,7 @@ def read_secrets(tree: Tree, origins: Origins) -> Iterator[Finding]:
                 yield Finding((*path, twin), f"stands beside {name}; only one of them can be right")
             elif isinstance(file, str):
                 origins.set_same((*path, name), (*path, twin))
+                origins.secrets[(*path, twin)] = file
                 table[name], problem = _read_secret(FilePath(file))
                 if problem:
                     yield Finding((*path, twin), problem)

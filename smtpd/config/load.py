@@ -46,13 +46,14 @@ def load(path: FilePath | None, environ: Mapping[str, str], *, over: Tree | None
 def check(path: FilePath | None, environ: Mapping[str, str]) -> Report:
     """As `load`, but mistakes are returned, and warnings with them; what is found only at start-up as well."""
     from smtpd.config.fitting import find_loopholes, find_misfits  # they import half of the server
-    from smtpd.config.surroundings import find_gaps
+    from smtpd.config.surroundings import find_gaps, find_trouble_ahead
 
     report, origins = _read_and_build(path, environ)
     found: list[Finding] = []
     warnings = report.warnings
     if report.draft is not None and path is not None:
         found += find_gaps(report.draft, is_whole=report.config is not None)
+        warnings = [*warnings, *_placed(list(find_trouble_ahead(report.draft, path, origins.secrets)), origins)]
     if report.config is not None:
         found += find_misfits(report.config)
         warnings = [*warnings, *_placed(list(find_loopholes(report.config)), origins)]

@@ -57,6 +57,8 @@ class Origins:
         self._lines = {_folded(path): line for path, line in lines.items()}
         self._variables: dict[Path, str] = {}
         self._same: dict[Path, Path] = {}
+        self.secrets: dict[Path, str] = {}
+        """Files that secrets were read from."""
 
     def set_variable(self, path: Path, name: str) -> None:
         """Remember that the environment said it."""

@@ -1,12 +1,16 @@
-"""Whether the machine has what a configuration names: the user to become, files that can be read, certificates."""
+"""Whether the machine has what a configuration names: the user to become, certificates, files that it may use."""
 
 import grp
+import os
 import pwd
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
 
+from smtpd.config.checks import named_files
+from smtpd.config.listeners import split_address
 from smtpd.config.models import Config, LogOptions
 from smtpd.config.problems import Finding, Path
+from smtpd.config.rights import Rights
 from smtpd.log import Log
 from smtpd.metrics import Metrics
 from smtpd.options import ExistingFile, Options, WrittenFile
@@ -27,13 +31,34 @@ class _Nowhere:
 def find_gaps(config: Config, *, is_whole: bool) -> Iterator[Finding]:
     """What is missing here; nothing is made, started or written. Not `is_whole`: parts with mistakes were left out."""
     yield from _identity(config)
-    for group, tables in (("agents", config.agents), ("filters", config.filters), ("auth", config.auth.tables)):
-        for name, options in tables.items():
-            yield from _files((group, name), options)
-    yield from _directory(("log", "to"), config.log.to, "file:")
-    yield from _directory(("state", "url"), config.state.url, "sqlite:")
+    rights = Rights(config)
+    if rights.problem:
+        yield Finding(("user",), rights.problem)
+    for path, table in _parts(config):
+        yield from _files(path, table, rights)
+    yield from _unix_sockets(config)
+    yield from _written(("log", "to"), config.log.to, "file:", rights)
+    yield from _written(("state", "url"), config.state.url, "sqlite:", rights)
+    yield from _closed(config, rights)
     if is_whole:
         yield from _certificates(config)
+
+
+def find_trouble_ahead(config: Config, file: FilePath, secrets: Mapping[Path, str]) -> Iterator[Finding]:
+    """What the server can start with, as root reads it then, but not be reloaded with; and what cannot be seen."""
+    rights = Rights(config)
+    if not rights.are_known and config.user is not None and os.geteuid() != 0:
+        yield Finding(("user",), f"only {config.user} and root can see what {config.user} may read and write")
+    for path, name in (((), str(file)), *secrets.items()) if os.geteuid() == 0 else ():
+        if problem := rights.reading(FilePath(name)):
+            yield Finding(path, f"{problem}: every reload (SIGHUP) will be refused")
+
+
+def _parts(config: Config) -> Iterator[tuple[Path, Options]]:
+    running = {name: options for name, options in config.filters.items() if options.mode != "off"}
+    for group, tables in (("agents", config.agents), ("filters", running), ("auth", config.auth.tables)):
+        for name, options in tables.items():
+            yield (group, name), options
 
 
 def _identity(config: Config) -> Iterator[Finding]:
@@ -49,28 +74,74 @@ def _identity(config: Config) -> Iterator[Finding]:
         yield Finding(("group",), f'there is no group "{config.group}"')
 
 
-def _files(path: Path, table: object) -> Iterator[Finding]:
+def _files(path: Path, table: object, rights: Rights) -> Iterator[Finding]:
     if not isinstance(table, Options):
         return
     for name, field in type(table).model_fields.items():
         value = getattr(table, name)
-        is_named = value != "" or field.default != ""  # where "" is the default it means that there is no file
+        is_named = bool(value) or field.default not in ("", None)  # those say that there is no file
         for mark in field.metadata if is_named else ():
-            problem = _problem_of_file(mark, value)
+            problem = _problem_of_file(mark, value, rights)
             if problem:
                 yield Finding((*path, name), problem)
-        yield from _files((*path, name), value)
+        yield from _files((*path, name), value, rights)
 
 
-def _problem_of_file(mark: object, name: str) -> str:
-    file = FilePath(name) if isinstance(mark, ExistingFile | WrittenFile) else None
-    if file is None:
-        return ""
+def _problem_of_file(mark: object, name: str, rights: Rights) -> str:
     if isinstance(mark, ExistingFile):
-        return "" if file.is_file() else f"there is no such file: {name}"
-    if file.is_dir():
-        return f"is a directory: {name}"
-    return "" if file.parent.is_dir() else f"there is no such directory: {file.parent}"
+        file = FilePath(name)
+        return rights.reading(file) or ("" if os.path.isfile(file) else f"there is no such file: {name}")
+    return _problem_of_written(FilePath(name), rights) if isinstance(mark, WrittenFile) else ""
+
+
+def _problem_of_written(file: FilePath, rights: Rights) -> str:
+    if os.path.isdir(file):
+        return f"is a directory: {file}"
+    return rights.writing(file) or ("" if os.path.isdir(file.parent) else f"there is no such directory: {file.parent}")
+
+
+def _written(path: Path, value: str, prefix: str, rights: Rights) -> Iterator[Finding]:
+    """A file that is made when it is not there."""
+    if value.startswith(prefix) and (problem := _problem_of_written(FilePath(value.removeprefix(prefix)), rights)):
+        yield Finding(path, problem)
+
+
+def _unix_sockets(config: Config) -> Iterator[Finding]:
+    for name, listener in config.listeners.items():
+        for address in listener.address:
+            kind, place, _ = split_address(address)
+            if kind == "unix" and not os.path.isdir(FilePath(place).parent):
+                yield Finding(("listeners", name, "address"), f"there is no such directory: {FilePath(place).parent}")
+
+
+def _closed(config: Config, rights: Rights) -> Iterator[Finding]:
+    """What is there, but not for the user that the server runs as."""
+    for path, name in named_files(config):
+        if problem := rights.reading(FilePath(name)):
+            yield Finding(path, problem)
+    if config.spool is not None and (problem := rights.making_in(FilePath(config.spool))):
+        yield Finding(("spool",), problem)
+    if problem := _closed_database(config.state.url, rights):
+        yield Finding(("state", "url"), problem)
+    if config.metrics.enabled and (problem := rights.listening(split_address(config.metrics.address)[2])):
+        yield Finding(("metrics", "address"), problem)
+    for path, options in _parts(config) if rights.are_known else ():
+        try:
+            with rights.held():
+                obstacles = list(options.obstacles())
+        except Exception as error:  # whatever a stranger's options raise
+            obstacles = [("type", f"cannot be examined: {error}")]
+        for key, problem in obstacles:
+            yield Finding((*path, key), f"{problem} (seen by user {rights.user})")
+
+
+def _closed_database(url: str, rights: Rights) -> str:
+    """SQLite has two more files beside the database, which come and go."""
+    file = FilePath(url.removeprefix("sqlite:"))
+    if file == FilePath(url) or not os.path.isfile(file):
+        return ""
+    problems = (rights.writing(file.with_name(file.name + end)) for end in ("-wal", "-shm"))
+    return next(filter(None, problems), "")
 
 
 def _certificates(config: Config) -> Iterator[Finding]:
@@ -83,11 +154,3 @@ def _certificates(config: Config) -> Iterator[Finding]:
         # Whoever checks may be somebody else than the server, and keys are private.
         if not isinstance(error.__cause__, PermissionError):
             yield Finding(("tls",), str(error))
-
-
-def _directory(path: Path, value: str, prefix: str) -> Iterator[Finding]:
-    """The directory of a file that is made when it is not there."""
-    if value.startswith(prefix):
-        directory = FilePath(value.removeprefix(prefix)).parent
-        if not directory.is_dir():
-            yield Finding(path, f"there is no such directory: {directory}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from smtpd import replies
-from tests.delivery_agents.conftest import Start, deliver, stored
+from tests.delivery_agents.conftest import Start, deliver, events, stored
 
 
 async def test_file_whose_closing_fails_does_not_end_the_thread(
@@ -34,6 +34,7 @@ async def test_file_whose_closing_fails_does_not_end_the_thread(
         patch.setattr(os, "close", close_and_complain)
         async with asyncio.timeout(30):
             assert await deliver(agent, "bob@example.com") is replies.NO_SPACE
+    assert f"{tmp_path}/mail/example.com/bob: full" in events(agent)[0]
     assert await agent.health() is None
     assert await deliver(agent, "bob@example.com") is replies.ACCEPTED
     assert not stored(tmp_path, "tmp")

@@ -14,6 +14,7 @@ from lmtp_store import CLOSE, HANG, LmtpStore, until
 from delivery_agents.forwarding import FAILURES
 from delivery_agents.lmtp import Lmtp
 from smtpd.memory import MemoryServer, Talk
+from smtpd.plugins import BrokenPlugin
 
 MAIL = b"MAIL FROM:<bob@sender.test>\r\n"
 RCPT = b"RCPT TO:<alice@example.test>\r\n"
@@ -332,6 +333,6 @@ async def test_tls_is_not_given_up_where_the_store_offers_none(certificates: Cer
 
 
 async def test_authorities_that_cannot_be_read_keep_the_server_from_starting() -> None:
-    with pytest.raises(ValueError, match="ca_file cannot be used"):
+    with pytest.raises(BrokenPlugin, match=r"agent store: ca_file cannot be used: /nowhere/ca\.pem: No such file"):
         async with server("127.0.0.1:1", tls="implicit", ca_file="/nowhere/ca.pem"):
             pass

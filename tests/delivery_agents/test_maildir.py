@@ -1,10 +1,13 @@
+import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from delivery_agents.maildir import MaildirOptions
 from smtpd import replies
+from smtpd.plugins import BrokenPlugin
 from tests.delivery_agents.conftest import TEXT, Start, ask, deliver, events, message, recipient, stored, transaction
 
 
@@ -171,3 +174,30 @@ async def test_only_the_topmost_hundred_deliveries_count_so_that_thousands_cost_
     bob, others = b"Delivered-To:\r\n <bob@example.com>\r\n", b"Delivered-To: eve@example.com\r\n"
     assert await deliver(agent, "bob@example.com", text=others * 100 + bob) is replies.ACCEPTED
     assert await deliver(agent, "bob@example.com", text=others * 99 + bob) != replies.ACCEPTED
+
+
+async def test_list_of_recipients_that_makes_no_sense_keeps_the_server_from_starting(
+    start: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "list").write_text("joe\n")
+    with pytest.raises(BrokenPlugin, match=r"agent store: .*/list:1: "):
+        await start(recipients={"file": str(tmp_path / "list")})
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"f_flag": os.ST_RDONLY}, "mail is mounted read-only"),
+        ({"f_bavail": 0}, "mail is on a full disk"),
+        ({"f_favail": 0}, "mail is on a full disk"),
+        ({"f_bavail": 0, "f_blocks": 0, "f_favail": 0, "f_files": 0}, ""),
+    ],
+)
+async def test_agent_is_not_well_when_its_disk_takes_nothing(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, int], said: str
+) -> None:
+    agent = await start()
+    assert await agent.health() is None
+    disk = {"f_flag": 0, "f_blocks": 9, "f_bavail": 9, "f_files": 9, "f_favail": 9} | changed
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(**disk))
+    assert (await agent.health() or "").removeprefix(f"{tmp_path}/") == said

@@ -1,6 +1,7 @@
 """Whatever breaks, nobody is refused by accident; and what a sender can break does not get it past a policy."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from smtpd.dns.answer import Type
 from smtpd.findings import ArcResult, DkimResults, DkimSignature, SpfResults, TrustedForwarder
 from smtpd.limits import ContentBudget
 from smtpd.model import Message, Transaction
+from smtpd.plugins import BrokenPlugin
 from smtpd.policy import Filter, Verdict
 from smtpd.zone import Zone
 from tests.filters.dmarc_bench import BANK, FORGED, REFUSED, UNSIGNED, Bench, dkim, given, spf
@@ -232,4 +234,11 @@ def test_samples_take_about_their_share_and_the_same_message_always_fares_the_sa
 async def test_a_list_of_suffixes_that_is_not_there_keeps_the_server_from_starting() -> None:
     bench = Bench(discovery="psl", psl_file="/nonexistent/list")
     with pytest.raises(Exception, match="nonexistent"):
+        await bench.server.__aenter__()
+
+
+async def test_a_list_of_suffixes_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "list").write_text("x" * 64 + "\u00e4\n")
+    bench = Bench(discovery="psl", psl_file=str(tmp_path / "list"))
+    with pytest.raises(BrokenPlugin, match=r"filter dmarc: .*/list: no public suffix list: "):
         await bench.server.__aenter__()

@@ -144,6 +144,7 @@ async def test_listener_that_is_gone_after_a_reload_takes_nobody() -> None:
         await turns()
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), PATIENCE)
+        assert [line["listener"] for line in server.events("listener-closed")] == ["b"]
 
 
 async def test_accepting_goes_on_when_there_are_descriptors_again(monkeypatch: pytest.MonkeyPatch) -> None:
