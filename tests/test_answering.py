@@ -1,11 +1,15 @@
 """Answers that dialog files cannot provoke: after a bug, and to clients that never tire."""
 
+import asyncio
+from itertools import pairwise
+
+import pytest
 from stage import CONTENT, ENVELOPE, Stage, codes
 
 from smtpd import replies
 from smtpd.model import Transaction
 from smtpd.options import FilterOptions, StageName
-from smtpd.policy import Filter, Verdict
+from smtpd.policy import PASS, Filter, Verdict
 
 MAIL = b"MAIL FROM:<joe@client.test>\r\n"
 RCPT = b"RCPT TO:<u%d@example.test>\r\n"
@@ -52,3 +56,29 @@ async def test_too_many_recipients_are_one_line_for_each_message_and_all_are_cou
         assert [line["reason"] for line in server.events("refused")] == ["too-many-recipients"] * 2
         reason = {"listener": "smtp", "reason": "too-many-recipients", "recipient_domain": "other"}
         assert server.count("smtpd_messages_rejected_total", **reason) == 36
+
+
+@pytest.mark.parametrize("end", [b"RSET", b"HELO client.test"])
+async def test_transactions_that_are_given_up_one_after_the_other_let_others_have_their_turn(end: bytes) -> None:
+    """Each has its filters asked, which takes a hundred times as long as a command."""
+    asked: list[Transaction] = []
+
+    class Asked(Filter):
+        name = "asked"
+
+        async def on_mail(self, mail: Transaction) -> Verdict:
+            asked.append(mail)
+            return PASS
+
+    async with Stage(filters={"asked": Asked}) as server:
+        talk = server.talk()
+        loop, seen = asyncio.get_running_loop(), list[int]()
+
+        def look() -> None:
+            seen.append(len(asked))
+            if len(asked) < 50:
+                loop.call_soon(look)
+
+        look()
+        await talk.say(b"EHLO client.test\r\n" + (b"MAIL FROM:<joe@client.test>\r\n%b\r\n" % end) * 50)
+        assert max(after - before for before, after in pairwise(seen)) <= 2
