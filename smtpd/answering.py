@@ -139,6 +139,8 @@ class Answering:
         in_flight, self.in_flight = self.in_flight, None
         if in_flight is None:
             return
+        if outcome is None and self.channel.pending:
+            self.channel.burst = 0  # filters were asked for nothing, and a thousand such transactions fit in one piece
         if in_flight.receiver is not None:
             in_flight.receiver.content.close()
         service = self.service
@@ -170,7 +172,8 @@ class Answering:
 
     def _login_failed(self, mechanism: str, reply: Reply, user: str) -> None:
         self.account.login(mechanism, reply, user)
-        self.session.auth_failures += reply is replies.AUTH_FAILED
+        # What cannot be checked counts, too: each try is a line in the log, and 454 is no error of the client.
+        self.session.auth_failures += reply in (replies.AUTH_FAILED, replies.AUTH_BACKEND_DOWN)
         self._refuse(reply)
         limit = self.service.config.limits.auth_failures_per_session
         if limit and self.session.auth_failures >= limit and not self.is_over:

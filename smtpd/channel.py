@@ -1,8 +1,7 @@
 """The conversation's end of the wire: octets in, octets out, no sockets.
 
-A conversation is one coroutine. It is not an asyncio task: it is advanced by hand whenever octets
-arrive, so a command costs no task, no future and no turn of the event loop. Anything that awaits
-asyncio things runs in a task of its own, through `Channel.run`.
+A conversation is one coroutine. It is not an asyncio task: it is advanced by hand whenever octets arrive, so a command
+costs no task, no future and no turn of the event loop. What awaits asyncio things has its own task: `Channel.run`.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class Channel:
     __slots__ = (
         "_blocked", "_coroutine", "_data", "_deadline", "_draining", "_eof", "_finishing", "_idle", "_is_due", "_loop",
         "_lost", "_out", "_paused", "_position", "_read", "_task", "_timer", "_timer_at", "_transport", "_turn",
-        "_waiting", "flushes", "on_finished", "on_vanished",
+        "_waiting", "burst", "flushes", "on_finished", "on_vanished",
     )  # fmt: skip
 
     def __init__(self, transport: Transport, loop: asyncio.AbstractEventLoop, turn: Turn | None = None) -> None:
@@ -71,6 +70,8 @@ class Channel:
         self._lost = False
         self._draining = False
         self._read = 0
+        self.burst = _BURST
+        """Octets of replies from which on others have their turn; 0 for right behind the next one, once."""
         self.flushes = 0
         """How often something was sent."""
         self.on_finished: Callable[[], None] | None = None
@@ -113,7 +114,8 @@ class Channel:
         """
         if self._draining and idle:
             raise Draining
-        if len(self._out) > _BURST:
+        if len(self._out) > self.burst:
+            self.burst = _BURST
             self.flush()
             yield from self.run(asyncio.sleep(0)).__await__()  # others have their turn
         end = self._data.find(b"\r\n", self._position)
@@ -185,11 +187,9 @@ class Channel:
             return False
         self._data, self._position = b"", 0
         end = receiver.feed(data, position)
-        if end < 0:
-            return False
-        if end < len(data):
+        if 0 <= end < len(data):
             self._data, self._position = data, end
-        return True
+        return end >= 0
 
     async def listen(self, seconds: float) -> bool:
         """Wait in silence; True at once when the client speaks."""

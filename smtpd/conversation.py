@@ -214,6 +214,7 @@ class Conversation(Answering):
             self._refuse(reply)
             service.policy.abort(mail)
             self.in_flight = None
+            self.channel.burst = 0
             return
         self._say(replies.SENDER_OK)
 

@@ -280,7 +280,9 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
             raise Disconnected from error
         assert transport is not None
-        self._transport = transport
+        plain, self._transport = self._transport, transport
+        if not plain.is_closing():
+            plain.resume_reading()  # what came with the end of the handshake may have paused it, and nobody else would
         return negotiated
 
     def readdress(self, ip: str) -> Reply | None:

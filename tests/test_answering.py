@@ -1,11 +1,19 @@
 """Answers that dialog files cannot provoke: after a bug, and to clients that never tire."""
 
+import asyncio
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dialogue import ENCRYPTED
 from stage import CONTENT, ENVELOPE, Stage, codes
 
 from smtpd import replies
 from smtpd.model import Transaction
 from smtpd.options import FilterOptions, StageName
-from smtpd.policy import Filter, Verdict
+from smtpd.policy import PASS, Filter, Verdict
+from smtpd.users import Options as FileOptions
 
 MAIL = b"MAIL FROM:<joe@client.test>\r\n"
 RCPT = b"RCPT TO:<u%d@example.test>\r\n"
@@ -52,3 +60,49 @@ async def test_too_many_recipients_are_one_line_for_each_message_and_all_are_cou
         assert [line["reason"] for line in server.events("refused")] == ["too-many-recipients"] * 2
         reason = {"listener": "smtp", "reason": "too-many-recipients", "recipient_domain": "other"}
         assert server.count("smtpd_messages_rejected_total", **reason) == 36
+
+
+@pytest.mark.parametrize("end", [b"RSET", b"HELO client.test"])
+async def test_transactions_that_are_given_up_one_after_the_other_let_others_have_their_turn(end: bytes) -> None:
+    """Each has its filters asked, which takes a hundred times as long as a command."""
+    asked: list[Transaction] = []
+
+    class Asked(Filter):
+        name = "asked"
+
+        async def on_mail(self, mail: Transaction) -> Verdict:
+            asked.append(mail)
+            return PASS
+
+    async with Stage(filters={"asked": Asked}) as server:
+        talk = server.talk()
+        loop, seen = asyncio.get_running_loop(), list[int]()
+
+        def look() -> None:
+            seen.append(len(asked))
+            if len(asked) < 50:
+                loop.call_soon(look)
+
+        look()
+        await talk.say(b"EHLO client.test\r\n" + (b"MAIL FROM:<joe@client.test>\r\n%b\r\n" % end) * 50)
+        assert max(after - before for before, after in pairwise(seen)) <= 2
+
+
+async def test_logins_that_cannot_be_checked_end_a_connection_like_wrong_passwords(
+    certificates: Any, tmp_path: Path
+) -> None:
+    """Each leaves a line in the log, and a client could ask for as many as it likes."""
+    users = tmp_path / "users"
+    users.touch(0o600)
+    tables = {
+        "tls": {"cert_file": certificates.cert_file, "key_file": certificates.key_file},
+        "auth": {"providers": ["users"], "users": FileOptions(type="file", path=str(users))},
+    }
+    async with Stage(listener={"mode": "alt", "tls": "starttls"}, tables=tables) as server:
+        users.unlink()
+        users.mkdir()
+        talk = server.talk(tls=ENCRYPTED)
+        await talk.say(b"EHLO client.test\r\n")
+        login = b"AUTH PLAIN AGFubgB4\r\n"
+        assert [codes(await talk.say(login)) for _ in range(3)] == [["454"], ["454"], ["454", "421"]]
+        assert talk.is_over

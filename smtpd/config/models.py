@@ -34,7 +34,7 @@ class Limits(Options):
     errors_per_session: Count = 20
     """Replies with 5xx in one connection, then 421 (Postfix 20)."""
     auth_failures_per_session: Count = 3
-    """Failed logins in one connection, then 421 (Postfix counts them as errors, so 20)."""
+    """Failed or uncheckable logins in one connection, then 421 (Postfix counts them as errors, so 20)."""
     memory_for_content: Bytes = 256 << 20
     """Memory for the content of all messages in flight, bytes; above it content spills to disk at once."""
     content_in_memory: Bytes = 1 << 20

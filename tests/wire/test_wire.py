@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from stage import CONTENT, ENVELOPE, GREETING, Stage, codes
 
-from smtpd import replies, tls, wire
+from smtpd import channel, replies, tls, wire
 from smtpd.model import Message, Transaction
 from smtpd.replies import Reply
 
@@ -173,6 +173,41 @@ async def test_mail_comes_encrypted(
         name = version.name.replace("_", ".")
         assert server.count("smtpd_tls_connections_total", listener="smtp", version=name) == 1
         assert b" with ESMTPS\r\n\t(" + name.encode() + b" " in server.kept[0].content
+
+
+async def said_to(octets: bytes, eager: Client, trust: ssl.SSLContext) -> bytes:
+    """Send the end of the handshake and these octets in one piece; all that is said until QUIT is answered."""
+    coming, going = ssl.MemoryBIO(), ssl.MemoryBIO()
+    encrypted, said = trust.wrap_bio(coming, going, server_hostname="mx.test"), b""
+    async with asyncio.timeout(PATIENCE):
+        while not said.endswith(b"221 2.0.0 Bye\r\n"):
+            try:
+                if octets:
+                    encrypted.do_handshake()
+                    encrypted.write(octets)
+                    octets = b""
+                while piece := encrypted.read(1 << 16):
+                    said += piece
+            except ssl.SSLWantReadError:
+                eager.writer.write(going.read())
+            if not said.endswith(b"221 2.0.0 Bye\r\n"):
+                coming.write(await eager.reader.read(1 << 16))
+    return said
+
+
+@pytest.mark.parametrize("tls", ["starttls", "implicit"])
+async def test_much_that_comes_with_the_end_of_the_handshake_is_answered(
+    tls: str, tls_tables: dict[str, Any], trust: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than is read ahead: the transport below was told to pause, and never to go on."""
+    monkeypatch.setattr(channel, "HIGH_WATER", 1 << 12)
+    async with Stage(listens=True, listener={"tls": tls}, tables=tls_tables) as server, client(server) as eager:
+        if tls == "starttls":
+            await eager.hear()
+            await eager.ask(b"STARTTLS")
+        burst = b"NOOP\r\n" * 60_000
+        said = await said_to(burst + b"QUIT\r\n", eager, trust)
+        assert said.count(b"250 2.0.0 Ok\r\n") == 60_000
 
 
 async def test_authorities_that_cannot_be_read_are_noticed_before_the_first_handshake(
