@@ -71,7 +71,7 @@ class Channel:
         self._draining = False
         self._read = 0
         self.burst = _BURST
-        """Octets of replies from which on others have their turn; 0 for right behind the next one, once."""
+        """Octets of replies from which on others have their turn; 0: once right behind the next one, with no flush."""
         self.flushes = 0
         """How often something was sent."""
         self.on_finished: Callable[[], None] | None = None
@@ -115,8 +115,9 @@ class Channel:
         if self._draining and idle:
             raise Draining
         if len(self._out) > self.burst:
+            if self.burst:
+                self.flush()
             self.burst = _BURST
-            self.flush()
             yield from self.run(asyncio.sleep(0)).__await__()  # others have their turn
         end = self._data.find(b"\r\n", self._position)
         if end < 0 or self._blocked:
@@ -391,10 +392,9 @@ class Channel:
             self._advance(TimedOut())
 
     def _end(self) -> None:
-        self._coroutine = None
+        self._coroutine, self._data = None, b""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._data = b""
         if self.on_finished is not None:
             self.on_finished()

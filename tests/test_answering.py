@@ -106,3 +106,21 @@ async def test_logins_that_cannot_be_checked_end_a_connection_like_wrong_passwor
         login = b"AUTH PLAIN AGFubgB4\r\n"
         assert [codes(await talk.say(login)) for _ in range(3)] == [["454"], ["454"], ["454", "421"]]
         assert talk.is_over
+
+
+async def test_replies_of_a_burst_leave_together_though_others_have_had_their_turn() -> None:
+    class Refusing(Filter):
+        name = "refusing"
+        early = True
+
+        async def on_mail(self, mail: Transaction) -> Verdict:
+            return Verdict(replies.BAD_SENDER_SYNTAX(problem="always"))
+
+    async with Stage(filters={"refusing": Refusing}) as server:
+        talk = server.talk()
+        await talk.say(b"EHLO client.test\r\n")
+        talk._channel.feed(MAIL + RCPT % 1 + b"DATA\r\n" + MAIL + b"RSET\r\n")
+        while not talk._channel.is_listening:  # noqa: ASYNC110 - a turn of the loop, no more
+            await asyncio.sleep(0)
+        (burst,) = talk.transport.writes
+        assert len(burst.splitlines()) == 5
