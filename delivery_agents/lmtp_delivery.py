@@ -144,6 +144,7 @@ class LmtpDelivery(Delivery):
                 with self._using(connection):
                     connection.wait_until(self._deadline())
                     answer = check_verdict((await connection.exchange([_rcpt(path)]))[0], "RCPT")
+                    _check_still_open(answer)
             except Lost:
                 connection = None
             else:
@@ -184,7 +185,8 @@ class LmtpDelivery(Delivery):
     ) -> tuple[Connection, Answer, dict[Path, Answer]]:
         """Say MAIL and RCPT: the connection, what MAIL was answered, and, if it was accepted, what each RCPT was.
 
-        A connection that has served before may have been closed meanwhile, so another one is tried, once.
+        A connection that has served before may have been closed meanwhile, or has served enough, so another one is
+        tried, once.
         """
         deadline = self._deadline()
         if connection is None:
@@ -210,7 +212,10 @@ class LmtpDelivery(Delivery):
             begin = f"MAIL FROM:<{mail.sender.text}>{self._parameters(connection, has_utf8, size)}"
             commands = [_command(begin), *map(_rcpt, paths)]
             connection.wait_until(deadline)
+            was_used = connection.is_used
             answer, *answers = await connection.exchange(commands, anew=True)
+            if was_used:
+                _check_still_open(answer, *answers)
             if check_verdict(answer, "MAIL").is_positive:
                 verdicts = {path: check_verdict(each, "RCPT") for path, each in zip(paths, answers, strict=True)}
             elif any(each.is_positive for each in answers):
@@ -314,6 +319,14 @@ async def _say_data(connection: Connection) -> Answer | None:
     if check_verdict(answer, "DATA").is_positive:
         raise Nonsense(f"DATA was answered with {answer}")
     return answer
+
+
+def _check_still_open(*answers: Answer) -> None:
+    # RFC 5321 §3.8: it is about the connection, and nothing of the mail was said yet that a fresh one cannot repeat.
+    # Exim says it to the MAIL behind the thousandth message on one (smtp_accept_max_per_connection).
+    for answer in answers:
+        if answer.code == CLOSING:
+            raise Lost(f"closed by the server: {answer}")
 
 
 def check_outcome(answer: Answer) -> Answer:
