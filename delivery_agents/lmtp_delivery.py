@@ -103,7 +103,7 @@ class LmtpDelivery(Delivery):
             return refusal.reply(address=recipient.address)
         except Failure as failure:
             self._account.failed("rcpt", failure, self.mail)
-            return _unavailable(failure)
+            return self._unavailable(failure)
         if answer is None:
             return None
         self._account.answered("rcpt", answer)
@@ -114,7 +114,7 @@ class LmtpDelivery(Delivery):
         paths = {recipient: self._terms.path(self.mail, recipient) for recipient in self.mail.recipients}
         parcel = Parcel(self._terms.header(self.mail), message)
         said: dict[Path, Answer] = {}
-        missing = replies.OUTCOME_UNKNOWN
+        missing = self._named(replies.OUTCOME_UNKNOWN)
         try:
             await self._hand_over(list(dict.fromkeys(paths.values())), parcel, said)
         except Refused as refusal:
@@ -122,7 +122,7 @@ class LmtpDelivery(Delivery):
         except Failure as failure:
             self._account.failed("content", failure, self.mail)
             if not self._is_handed_over:
-                missing = _unavailable(failure)
+                missing = self._unavailable(failure)
         for answer in said.values():
             self._account.answered("content", answer)
         return {recipient: as_reply(said[path]) if path in said else missing for recipient, path in paths.items()}
@@ -281,6 +281,10 @@ class LmtpDelivery(Delivery):
         for path in paths:
             said[path] = check_outcome(await connection.answer())
 
+    def _named(self, reply: Reply) -> Reply:
+        """One of our own replies about the server, with what it is called."""
+        return reply
+
     # Back to both
 
     def _resume(self) -> Connection | None:
@@ -305,6 +309,9 @@ class LmtpDelivery(Delivery):
             if isinstance(error, TimedOut):  # anything else may be due to this mail, and strangers send mail
                 self._pool.failed(error)
             raise
+
+    def _unavailable(self, failure: Failure) -> Reply:
+        return self._named(replies.BACKEND_TIMEOUT if isinstance(failure, TimedOut) else replies.BACKEND_DOWN)
 
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._terms.reply_timeout
@@ -357,7 +364,3 @@ def _command(line: str) -> bytes:
     if _CONTROL.search(line) is not None:
         raise ValueError("an address with a control character")
     return f"{line}\r\n".encode()
-
-
-def _unavailable(failure: Failure) -> Reply:
-    return replies.BACKEND_TIMEOUT if isinstance(failure, TimedOut) else replies.BACKEND_DOWN

@@ -79,7 +79,7 @@ async def test_bounce_goes_out_with_the_null_sender() -> None:
     [
         ("RCPT", b"550 5.1.1 Nobody\r\n", "550 5.1.1 Nobody ["),
         ("RCPT", b"452 4.5.3 Too many\r\n", "452 4.5.3 Too many ["),
-        ("RCPT", b"530 5.7.0 Log in\r\n", "451 4.4.1 "),
+        ("RCPT", b"530 5.7.0 Log in\r\n", "451 4.4.1 The next mail server cannot be reached"),
         ("MAIL", b"550 5.7.1 Not from him\r\n", "550 5.7.1 Not from him ["),
         ("MAIL", b"530 5.7.0 Must issue STARTTLS first\r\n", "451 4.4.1 "),
         ("MAIL", b"555 5.5.4 What is BODY\r\n", "451 4.4.1 "),
@@ -101,10 +101,10 @@ async def test_what_the_smarthost_says_of_the_envelope_is_heard_at_rcpt(key: str
         (b"250 2.0.0 Ok: queued as 4F\r\n", "250 2.0.0 Ok: queued as 4F ["),
         (b"554 5.7.1 Spam\r\n", "554 5.7.1 Spam ["),
         (b"452 4.3.1 Disk\r\n", "452 4.3.1 Disk ["),
-        (b"421 4.3.2 Closing\r\n", "451 4.4.2 The mailstore did not say"),  # it may have queued it all the same
-        (b"503 5.5.1 RCPT first\r\n", "451 4.4.2 The mailstore did not say"),
-        (b"354 Go on\r\n", "451 4.4.2 The mailstore did not say"),
-        (CLOSE, "451 4.4.2 The mailstore did not say"),
+        (b"421 4.3.2 Closing\r\n", "451 4.4.2 The next mail server did not say"),  # it may have queued it all the same
+        (b"503 5.5.1 RCPT first\r\n", "451 4.4.2 The next mail server did not say"),
+        (b"354 Go on\r\n", "451 4.4.2 The next mail server did not say"),
+        (CLOSE, "451 4.4.2 The next mail server did not say"),
     ],
 )
 async def test_one_answer_to_the_content_stands_for_all(
@@ -144,10 +144,10 @@ def for_bob(say: bytes) -> Any:
         ({"content": b"554 5.6.0 Not that\r\n", "last": CLOSE}, "554 5.6.0 Not that ["),
         ({"last": b"452 4.3.1 Disk\r\n"}, "452 4.3.1 Disk ["),
         ({"content": for_bob(b"554 5.6.0 No\r\n"), "last": b"554 5.7.1 Spam\r\n"}, "554 5.6.0 No ["),
-        ({"last": CLOSE}, "451 4.4.2 The mailstore did not say"),
-        ({"last": b"353 Again\r\n"}, "451 4.4.2 The mailstore did not say"),
-        ({"content": for_bob(CLOSE)}, "451 4.4.2 The mailstore did not say"),
-        ({"content": b"353 Again\r\n"}, "451 4.4.2 The mailstore did not say"),
+        ({"last": CLOSE}, "451 4.4.2 The next mail server did not say"),
+        ({"last": b"353 Again\r\n"}, "451 4.4.2 The next mail server did not say"),
+        ({"content": for_bob(CLOSE)}, "451 4.4.2 The next mail server did not say"),
+        ({"content": b"353 Again\r\n"}, "451 4.4.2 The next mail server did not say"),
     ],
 )
 async def test_each_recipient_has_an_answer_where_the_smarthost_offers_that(
@@ -164,7 +164,7 @@ async def test_each_recipient_has_an_answer_where_the_smarthost_offers_that(
 async def test_answers_one_by_one_that_nobody_asked_for_are_none() -> None:
     async with LmtpStore(offers=("PIPELINING", "CHUNKING")) as smarthost, server(smarthost) as front:
         smarthost.say["content"] = b"353 One by one\r\n" + b"250 2.0.0 Ok\r\n" * 2
-        assert (await send(front))[-1].startswith("451 4.4.2 The mailstore did not say")
+        assert (await send(front))[-1].startswith("451 4.4.2 The next mail server did not say")
 
 
 @pytest.mark.parametrize(
