@@ -72,7 +72,7 @@ class Backend:
             raise TimedOut(f"{self.address} does not answer") from error
         except (OSError, UnicodeError, Failure) as error:
             connection.abort()
-            raise Unreachable(f"{self.address}: {error}") from error
+            raise Unreachable(f"{self.address}: {error}" if str(error) else f"{self.address} hung up") from error
         except BaseException:
             connection.abort()
             raise

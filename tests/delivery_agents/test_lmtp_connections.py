@@ -359,6 +359,13 @@ async def test_store_that_does_not_begin_tls_properly_gets_nothing(say: bytes, c
             assert (await (await front.connect()).send(TEXT))[1].startswith("451 4.4.1 ")
 
 
+async def test_store_that_hangs_up_instead_of_a_handshake_is_reported(certificates: Certificates) -> None:
+    async with LmtpStore(tls=store_context(certificates)) as store:
+        store.say["STARTTLS"] = b"220 2.0.0 Go on\r\n" + CLOSE
+        async with server(store, tls="starttls", ca_file=certificates.ca_file) as front:
+            assert await front.agents["store"].health() == f"{store.address} hung up"
+
+
 async def test_tls_is_not_given_up_where_the_store_offers_none(certificates: Certificates) -> None:
     async with LmtpStore() as store, server(store, tls="starttls", ca_file=certificates.ca_file) as front:
         assert (await (await front.connect()).send(TEXT))[1].startswith("451 4.4.1 ")
