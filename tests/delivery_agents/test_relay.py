@@ -270,6 +270,28 @@ async def test_password_is_not_said_where_tls_does_not_begin(fault: str, certifi
         assert not any(visit.credentials or "AUTH" in visit.verbs for visit in smarthost.visits)
 
 
+@pytest.mark.parametrize(
+    ("tls", "port_is", "problem"),
+    [
+        ("starttls", "implicit", 'does not greet; where TLS begins with the connection, as on port 465, tls has'),
+        ("off", "implicit", 'does not greet; where TLS begins with the connection, as on port 465, tls has to be'),
+        ("implicit", "plain", '; where TLS begins later, as on port 587, tls has to be "starttls"'),
+        ("implicit", "gone", ' hung up; where TLS begins later, as on port 587, tls has to be "starttls"'),
+        ("off", "starttls", 'nor AUTH LOGIN before STARTTLS, so tls has to be "starttls"'),
+    ],
+)
+async def test_wrong_kind_of_tls_is_explained(tls: str, port_is: str, problem: str, certificates: Certificates) -> None:
+    smarthost = LmtpStore(
+        offers=("8BITMIME",), tls=None if port_is in ("plain", "gone") else context(certificates),
+        implicit=port_is == "implicit",
+    )  # fmt: skip
+    if port_is == "gone":
+        smarthost.say["greeting"] = CLOSE
+    options = {"connect_timeout": 0.5} if port_is == "implicit" else {}  # both wait for the other to begin
+    async with smarthost, server(smarthost, tls=tls, ca_file=certificates.ca_file, **options, **LOGS_IN) as front:
+        assert problem in str(await front.agents["smarthost"].health())
+
+
 async def test_smarthost_that_never_answers_the_login_is_given_up() -> None:
     async with LmtpStore(offers=("AUTH PLAIN",)) as smarthost:
         smarthost.say["AUTH"] = HANG
