@@ -68,6 +68,17 @@ async def test_connection_that_cannot_be_reset_is_not_used_again(say: bytes) -> 
         assert [visit.verbs[-1] for visit in store.visits] == ["RSET", "BDAT"]
 
 
+@pytest.mark.parametrize("offers", [ENOUGH, ("8BITMIME",)])
+async def test_mail_that_comes_while_a_connection_cannot_be_reset_goes_over_another(offers: tuple[str, ...]) -> None:
+    async with LmtpStore(offers=offers) as store, server(store, connections=1) as front:
+        slow, quick = await front.connect(), await front.connect()
+        await slow.say(MAIL + RCPT)
+        store.say["RSET"] = b"554 5.5.1 Too many nonmail commands\r\n" + CLOSE
+        assert (await answer(quick)).startswith("250 2.0.0 Saved 1 ")
+        assert (await slow.say(b"DATA\r\n")).startswith(b"354 ")
+        assert (await slow.say(b"Hello\r\n.\r\n")).startswith(b"250 2.0.0 Saved 2 ")
+
+
 @pytest.mark.parametrize("octets", [b"421 4.4.2 Idle\r\n", b"250 2.0.0 What?\r\n", b"x", b"\r\n"])
 async def test_connection_on_which_the_store_speaks_unasked_is_not_used_again(octets: bytes) -> None:
     async with LmtpStore() as store, server(store) as front:
