@@ -10,9 +10,9 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from delivery_agents.answers import Answer
+from delivery_agents.answers import CLOSING, Answer
 from delivery_agents.connection import Connection
-from delivery_agents.failures import Failure, TimedOut, Unreachable
+from delivery_agents.failures import Crowded, Failure, TimedOut, Unreachable
 from delivery_agents.login import Login
 
 type TlsMode = Literal["off", "starttls", "implicit"]
@@ -62,7 +62,7 @@ class Backend:
     """Who we are to the server; None: it does not ask."""
 
     async def connect(self) -> Connection:
-        """A connection that is ready for MAIL; Unreachable or TimedOut when there is none to be had."""
+        """A connection that is ready for MAIL; Unreachable, Crowded or TimedOut when there is none to be had."""
         loop = asyncio.get_running_loop()
         connection = Connection(loop)
         connection.wait_until(loop.time() + self.timeout)
@@ -77,6 +77,9 @@ class Backend:
         except (TimeoutError, TimedOut) as error:
             connection.abort()
             raise TimedOut(f"{self.address} {silence}") from error
+        except Crowded as error:
+            connection.abort()
+            raise Crowded(f"{self.address}: {error}") from error
         except (OSError, UnicodeError, Failure) as error:
             connection.abort()
             raise Unreachable(f"{self.address}{self._explain(error)}") from error
@@ -108,6 +111,8 @@ class Backend:
 
     async def _hear_greeting(self, connection: Connection) -> None:
         greeting = await connection.answer()
+        if greeting.code == CLOSING:
+            raise Crowded(f"it greets with {greeting}")
         if greeting.code != 220:
             raise Unreachable(f"it greets with {greeting}")
 
