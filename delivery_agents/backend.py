@@ -10,15 +10,18 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from delivery_agents.answers import Answer
+from delivery_agents.answers import CLOSING, Answer
 from delivery_agents.connection import Connection
-from delivery_agents.failures import Failure, TimedOut, Unreachable
+from delivery_agents.failures import Crowded, Failure, TimedOut, Unreachable
 from delivery_agents.login import Login
 
 type TlsMode = Literal["off", "starttls", "implicit"]
 
 MAX_ADDRESSES = 8  # of one host that are tried
 MAX_PATH = 107  # octets of a unix socket's path, sun_path in unix(7)
+
+_PERHAPS_IMPLICIT = '; where TLS begins with the connection, as on port 465, tls has to be "implicit"'
+_PERHAPS_LATER = '; where TLS begins later, as on port 587, tls has to be "starttls"'
 
 _HOST_AND_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]]+)):([0-9]{1,5})")
 
@@ -59,24 +62,36 @@ class Backend:
     """Who we are to the server; None: it does not ask."""
 
     async def connect(self) -> Connection:
-        """A connection that is ready for MAIL; Unreachable or TimedOut when there is none to be had."""
+        """A connection that is ready for MAIL; Unreachable, Crowded or TimedOut when there is none to be had."""
         loop = asyncio.get_running_loop()
         connection = Connection(loop)
         connection.wait_until(loop.time() + self.timeout)
+        silence = "does not answer"
         try:
             async with asyncio.timeout(self.timeout):
                 await self._open(connection, loop)
+                silence = "does not greet" if self.tls == "implicit" else f"does not greet{_PERHAPS_IMPLICIT}"
+                await self._hear_greeting(connection)
+                silence = "does not answer"
                 await self._introduce(connection, loop)
         except (TimeoutError, TimedOut) as error:
             connection.abort()
-            raise TimedOut(f"{self.address} does not answer") from error
+            raise TimedOut(f"{self.address} {silence}") from error
+        except Crowded as error:
+            connection.abort()
+            raise Crowded(f"{self.address}: {error}") from error
         except (OSError, UnicodeError, Failure) as error:
             connection.abort()
-            raise Unreachable(f"{self.address}: {error}") from error
+            raise Unreachable(f"{self.address}{self._explain(error)}") from error
         except BaseException:
             connection.abort()
             raise
         return connection
+
+    def _explain(self, error: Exception) -> str:
+        text = f": {error}" if str(error) else " hung up"  # asyncio has no words for an end during the handshake
+        has_no_tls = getattr(error, "reason", "") == "WRONG_VERSION_NUMBER" or not str(error)
+        return text + _PERHAPS_LATER if self.tls == "implicit" and has_no_tls else text
 
     async def _open(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
         place = parse_place(self.address)
@@ -94,10 +109,14 @@ class Backend:
             reached.close()
             raise
 
-    async def _introduce(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
+    async def _hear_greeting(self, connection: Connection) -> None:
         greeting = await connection.answer()
+        if greeting.code == CLOSING:
+            raise Crowded(f"it greets with {greeting}")
         if greeting.code != 220:
             raise Unreachable(f"it greets with {greeting}")
+
+    async def _introduce(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
         await self._ask_for_offers(connection)
         if self.tls == "starttls":
             await self._begin_tls(connection, loop)

@@ -219,8 +219,9 @@ class Connection(asyncio.Protocol):
                 self._answers.append(answer)
                 continue
             self._resets -= 1
-            if not 250 <= answer.code < 260:
-                raise Nonsense(f"RSET was answered with {answer}")
+            if not 250 <= answer.code < 260:  # Exim has enough of RSET at the tenth (smtp_accept_max_nonmail)
+                self.abort(Lost(f"RSET was answered with {answer}"))
+                return
         if not self._owed and not self._reader.is_empty:
             raise Nonsense("an answer that nobody asked for")
 

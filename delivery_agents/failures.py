@@ -3,6 +3,7 @@
 Exception
   Failure
     Unreachable   no connection: refused, not there, a bad greeting, or too many failures lately
+      Crowded     it puts this connection off, which says nothing about those that are open
     Lost          the connection ended
     TimedOut      no answer in time, or it did not read
     Nonsense      it says something that cannot be; nothing on this connection can be trusted any more
@@ -15,6 +16,10 @@ class Failure(Exception):  # noqa: N818 - the server's, not ours
 
 class Unreachable(Failure):
     """No connection can be had."""
+
+
+class Crowded(Unreachable):
+    """The server takes no further connection now."""
 
 
 class Lost(Failure):

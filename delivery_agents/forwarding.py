@@ -44,7 +44,7 @@ class ForwardingOptions(AgentOptions):
     ca_file: Annotated[str | None, ExistingFile()] = None
     """Authorities that may have signed the server's certificate, PEM; unset: those of the system."""
     connections: Annotated[int, Field(ge=1)] = 20
-    """Most connections to the server at a time; keep below what it allows."""
+    """Most connections to the server at a time; when it greets one with 421, mail waits for those that are open."""
     connect_timeout: Annotated[Seconds, Field(gt=0, le=20)] = 5.0
     """Longest time until a new connection is ready for mail."""
     reply_timeout: Annotated[Seconds, Field(gt=0, lt=30)] = 25.0

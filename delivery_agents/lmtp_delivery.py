@@ -103,7 +103,7 @@ class LmtpDelivery(Delivery):
             return refusal.reply(address=recipient.address)
         except Failure as failure:
             self._account.failed("rcpt", failure, self.mail)
-            return _unavailable(failure)
+            return self._unavailable(failure)
         if answer is None:
             return None
         self._account.answered("rcpt", answer)
@@ -114,7 +114,7 @@ class LmtpDelivery(Delivery):
         paths = {recipient: self._terms.path(self.mail, recipient) for recipient in self.mail.recipients}
         parcel = Parcel(self._terms.header(self.mail), message)
         said: dict[Path, Answer] = {}
-        missing = replies.OUTCOME_UNKNOWN
+        missing = self._named(replies.OUTCOME_UNKNOWN)
         try:
             await self._hand_over(list(dict.fromkeys(paths.values())), parcel, said)
         except Refused as refusal:
@@ -122,7 +122,7 @@ class LmtpDelivery(Delivery):
         except Failure as failure:
             self._account.failed("content", failure, self.mail)
             if not self._is_handed_over:
-                missing = _unavailable(failure)
+                missing = self._unavailable(failure)
         for answer in said.values():
             self._account.answered("content", answer)
         return {recipient: as_reply(said[path]) if path in said else missing for recipient, path in paths.items()}
@@ -144,6 +144,7 @@ class LmtpDelivery(Delivery):
                 with self._using(connection):
                     connection.wait_until(self._deadline())
                     answer = check_verdict((await connection.exchange([_rcpt(path)]))[0], "RCPT")
+                    _check_still_open(answer)
             except Lost:
                 connection = None
             else:
@@ -184,7 +185,8 @@ class LmtpDelivery(Delivery):
     ) -> tuple[Connection, Answer, dict[Path, Answer]]:
         """Say MAIL and RCPT: the connection, what MAIL was answered, and, if it was accepted, what each RCPT was.
 
-        A connection that has served before may have been closed meanwhile, so another one is tried, once.
+        A connection that has served before may have been closed meanwhile, or has served enough, so another one is
+        tried, once.
         """
         deadline = self._deadline()
         if connection is None:
@@ -210,7 +212,10 @@ class LmtpDelivery(Delivery):
             begin = f"MAIL FROM:<{mail.sender.text}>{self._parameters(connection, has_utf8, size)}"
             commands = [_command(begin), *map(_rcpt, paths)]
             connection.wait_until(deadline)
+            was_used = connection.is_used
             answer, *answers = await connection.exchange(commands, anew=True)
+            if was_used:
+                _check_still_open(answer, *answers)
             if check_verdict(answer, "MAIL").is_positive:
                 verdicts = {path: check_verdict(each, "RCPT") for path, each in zip(paths, answers, strict=True)}
             elif any(each.is_positive for each in answers):
@@ -276,6 +281,10 @@ class LmtpDelivery(Delivery):
         for path in paths:
             said[path] = check_outcome(await connection.answer())
 
+    def _named(self, reply: Reply) -> Reply:
+        """One of our own replies about the server, with what it is called."""
+        return reply
+
     # Back to both
 
     def _resume(self) -> Connection | None:
@@ -301,6 +310,9 @@ class LmtpDelivery(Delivery):
                 self._pool.failed(error)
             raise
 
+    def _unavailable(self, failure: Failure) -> Reply:
+        return self._named(replies.BACKEND_TIMEOUT if isinstance(failure, TimedOut) else replies.BACKEND_DOWN)
+
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._terms.reply_timeout
 
@@ -314,6 +326,14 @@ async def _say_data(connection: Connection) -> Answer | None:
     if check_verdict(answer, "DATA").is_positive:
         raise Nonsense(f"DATA was answered with {answer}")
     return answer
+
+
+def _check_still_open(*answers: Answer) -> None:
+    # RFC 5321 §3.8: it is about the connection, and nothing of the mail was said yet that a fresh one cannot repeat.
+    # Exim says it to the MAIL behind the thousandth message on one (smtp_accept_max_per_connection).
+    for answer in answers:
+        if answer.code == CLOSING:
+            raise Lost(f"closed by the server: {answer}")
 
 
 def check_outcome(answer: Answer) -> Answer:
@@ -344,7 +364,3 @@ def _command(line: str) -> bytes:
     if _CONTROL.search(line) is not None:
         raise ValueError("an address with a control character")
     return f"{line}\r\n".encode()
-
-
-def _unavailable(failure: Failure) -> Reply:
-    return replies.BACKEND_TIMEOUT if isinstance(failure, TimedOut) else replies.BACKEND_DOWN

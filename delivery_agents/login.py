@@ -45,7 +45,8 @@ class Login:
         elif "LOGIN" in mechanisms:
             await _exchange(connection, "LOGIN", [user, password])
         else:
-            raise Unreachable("it offers neither AUTH PLAIN nor AUTH LOGIN")
+            before = ' before STARTTLS, so tls has to be "starttls"' if "STARTTLS" in connection.extensions else ""
+            raise Unreachable(f"it offers neither AUTH PLAIN nor AUTH LOGIN{before}")
 
 
 async def _exchange(connection: Connection, mechanism: str, responses: Sequence[bytes]) -> None:

@@ -14,12 +14,14 @@ from collections.abc import Callable
 from delivery_agents.backend import Backend
 from delivery_agents.breaker import Breaker
 from delivery_agents.connection import Connection
-from delivery_agents.failures import Failure, Lost, TimedOut, Unreachable
+from delivery_agents.failures import Crowded, Failure, Lost, TimedOut, Unreachable
 from smtpd.series import GaugeChild
+
+CROWDED_SECONDS = 5.0  # until a server that took no further connection is asked for one again
 
 
 class Pool:
-    """At most `limit` connections; an idle one is closed after `idle_seconds`.
+    """At most `limit` connections, and no more than the server takes; an idle one is closed after `idle_seconds`.
 
     `greeted` hears of every new connection, when it is known what the server offers.
     """
@@ -41,6 +43,8 @@ class Pool:
         self._greeted = greeted
         self._gauge = gauge
         self._open = 0  # those that are being opened included
+        self._room = limit  # how many the server takes, as far as it has said so lately
+        self._room_until = 0.0
         self._connections: set[Connection] = set()
         self._idle: dict[Connection, float] = {}  # to when it became idle, oldest first
         self._parked: dict[Connection, object] = {}  # to whose it is, oldest first
@@ -59,10 +63,16 @@ class Pool:
             if self._idle and not fresh:
                 connection, _ = self._idle.popitem()
                 return connection
-            if self._idle and self._open >= self._limit:
+            if self._idle and not self._has_room():
                 self.discard(next(iter(self._idle)))
-            if self._open < self._limit:
-                return await self._connect()
+            if self._has_room():
+                try:
+                    return await self._connect()
+                except Crowded:
+                    if not self._open:
+                        raise
+                    fresh = False  # those that are there have to do
+                    continue
             if self._parked:
                 connection = next(iter(self._parked))
                 del self._parked[connection]
@@ -144,6 +154,10 @@ class Pool:
             for connection in list(self._connections):
                 self.discard(connection)
 
+    def _has_room(self) -> bool:
+        is_crowded = self._room < self._limit and asyncio.get_running_loop().time() < self._room_until
+        return self._open < (self._room if is_crowded else self._limit)
+
     async def _connect(self) -> Connection:
         self._open += 1
         try:
@@ -153,7 +167,10 @@ class Pool:
         except BaseException as error:
             self._open -= 1
             self._call_next()
-            if isinstance(error, Failure):
+            if isinstance(error, Crowded) and self._open:  # it works, for fewer than we would like
+                self._room = max(1, len(self._connections))
+                self._room_until = asyncio.get_running_loop().time() + CROWDED_SECONDS
+            elif isinstance(error, Failure):
                 self._is_unreachable = True
                 self.failed(error)
             raise
@@ -162,6 +179,7 @@ class Pool:
             self._breaker.succeeded()
         connection.on_lost = self._forget
         self._connections.add(connection)
+        self._room = max(self._room, len(self._connections))
         self._gauge.inc()
         self._greeted(connection)
         return connection
@@ -182,7 +200,7 @@ class Pool:
             async with asyncio.timeout(seconds):
                 await self._queue()
         except TimeoutError as error:
-            raise TimedOut(f"{self._backend.address}: all {self._limit} connections are busy") from error
+            raise TimedOut(f"{self._backend.address}: all {self._open} connections are busy") from error
 
     async def _queue(self) -> None:
         waiter = asyncio.get_running_loop().create_future()

@@ -8,6 +8,8 @@ from __future__ import annotations
 from delivery_agents.answers import EACH, Answer
 from delivery_agents.connection import Connection
 from delivery_agents.lmtp_delivery import LmtpDelivery, Path, check_outcome
+from smtpd import replies
+from smtpd.replies import Reply
 
 
 class RelayDelivery(LmtpDelivery):
@@ -37,3 +39,6 @@ class RelayDelivery(LmtpDelivery):
         # Like Exim: until the last answer nobody has the message, and a refusal there is one for everybody.
         last = check_outcome(await connection.answer())
         said.update(taken if last.is_positive else dict.fromkeys(taken, last))
+
+    def _named(self, reply: Reply) -> Reply:
+        return reply(**replies.NEXT_SERVER)  # who submits mail has never heard of a mailstore

@@ -27,6 +27,8 @@ _DOT_LINE = b"\r\n."
 _FEW_DOTS = 64
 _DOTS_APART = 192  # octets; with more dots it is faster to look for the whole of _DOT_LINE
 _ANY_LINE_END = re.compile(rb"\r\n|\r|\n")
+_DOUBLE_DOT = re.compile(rb"(?<!\r)\n\.(?=\.)")
+_PERHAPS_DOUBLE_DOT = re.compile(rb"(?<!\r)\n\.?\Z")
 
 _WEIGHT = {
     reply.key: weight
@@ -203,7 +205,7 @@ class Receiver:
             if self._bare == "reject":
                 self._fail(replies.BARE_LINE_END)
             else:
-                data = _ANY_LINE_END.sub(b"\r\n", data)
+                data = self._make_whole(data)
         octets = len(data)
         self._size += octets
         if self._size > self._max_size and self._max_size:
@@ -218,6 +220,10 @@ class Receiver:
                 self.content.write(data)
             except OSError as error:  # the client is not told where
                 self._fail(replies.NO_SPACE(spool=f"{error.filename}: {error.strerror}"))
+
+    def _make_whole(self, data: bytes) -> bytes:
+        """Each lone CR and LF becomes CRLF."""
+        return _ANY_LINE_END.sub(b"\r\n", data)
 
     def _fail(self, reply: Reply) -> None:
         if self.problem is None:
@@ -275,6 +281,15 @@ class DataReceiver(Receiver):
             return -1
         self.complete = True
         return start - len(tail) + end
+
+    def _make_whole(self, data: bytes) -> bytes:
+        """Of two dots behind a lone LF one goes as well: who ends lines like that doubles dots there, or does not.
+
+        Postfix (smtpd_forbid_bare_newline = normalize) and Exim take a single one, too, which curl never doubled.
+        """
+        if tail := _PERHAPS_DOUBLE_DOT.search(data):  # the end of data is CRLF . CRLF, so more is to come
+            data, self._held = data[: tail.start()], tail[0] + self._held
+        return super()._make_whole(_DOUBLE_DOT.sub(b"\n", data))
 
 
 def _unstuff(data: bytes) -> tuple[bytes, int]:

@@ -61,7 +61,13 @@ def expected_data(stream: bytes, mode: BareLineEnds) -> tuple[int, str | bytes]:
     if end < 0:
         return -1, b""
     lines = stream[:end].split(b"\r\n")
-    return end + 3, expected(b"\r\n".join(line.removeprefix(b".") for line in lines), mode)
+    return end + 3, expected(b"\r\n".join(undotted(line.removeprefix(b".")) for line in lines), mode)
+
+
+def undotted(line: bytes) -> bytes:
+    """A line that may hold lone LFs: of two dots behind one, one goes."""
+    first, *others = line.split(b"\n")
+    return b"\n".join([first, *(other[1:] if other.startswith(b"..") else other for other in others)])
 
 
 def new[R: Receiver](kind: type[R], mode: BareLineEnds) -> R:
@@ -86,6 +92,9 @@ def cut(data: bytes, places: Iterable[int]) -> Iterator[bytes]:
 @given(stream=octets, mode=modes, places=cuts)
 @example(stream=b"one\rtwo\nthree\r\n.\r\n", mode="reject", places=[])
 @example(stream=b"\r\r\n.\r\n", mode="normalise", places=[1])
+@example(stream=b"\n..a\n.b\n...\n\r..\n.", mode="normalise", places=[1, 2, 3])
+@example(stream=b"x\n..\r\n..\n..\r\n.\n..", mode="normalise", places=[])
+@example(stream=b"x\n\r\n..y", mode="normalise", places=[2, 3])
 @example(stream=b".\r\n", mode="reject", places=[])
 @example(stream=b".\r\n", mode="reject", places=[1, 2])
 @example(stream=b"a\r\n" + b"x" * (MAX_LINE - 1), mode="reject", places=[])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import Certificates
-from lmtp_store import CLOSE, HANG, LmtpStore, until
+from lmtp_store import CLOSE, ENOUGH, HANG, LmtpStore, until
 
 from delivery_agents.forwarding import FAILURES
 from delivery_agents.lmtp import Lmtp
@@ -69,6 +69,17 @@ async def test_connection_that_cannot_be_reset_is_not_used_again(say: bytes) -> 
         assert [visit.verbs[-1] for visit in store.visits] == ["RSET", "BDAT"]
 
 
+@pytest.mark.parametrize("offers", [ENOUGH, ("8BITMIME",)])
+async def test_mail_that_comes_while_a_connection_cannot_be_reset_goes_over_another(offers: tuple[str, ...]) -> None:
+    async with LmtpStore(offers=offers) as store, server(store, connections=1) as front:
+        slow, quick = await front.connect(), await front.connect()
+        await slow.say(MAIL + RCPT)
+        store.say["RSET"] = b"554 5.5.1 Too many nonmail commands\r\n" + CLOSE
+        assert (await answer(quick)).startswith("250 2.0.0 Saved 1 ")
+        assert (await slow.say(b"DATA\r\n")).startswith(b"354 ")
+        assert (await slow.say(b"Hello\r\n.\r\n")).startswith(b"250 2.0.0 Saved 2 ")
+
+
 @pytest.mark.parametrize("octets", [b"421 4.4.2 Idle\r\n", b"250 2.0.0 What?\r\n", b"x", b"\r\n"])
 async def test_connection_on_which_the_store_speaks_unasked_is_not_used_again(octets: bytes) -> None:
     async with LmtpStore() as store, server(store) as front:
@@ -88,6 +99,40 @@ async def test_connection_that_the_store_has_closed_meanwhile_is_replaced() -> N
         store.say["MAIL"] = lambda line: next(said)
         assert (await answer(talk)).startswith("250 2.0.0 Saved 2 ")
         assert len(store.visits) == 2
+
+
+@pytest.mark.parametrize("offers", [ENOUGH, ("8BITMIME",)])
+@pytest.mark.parametrize("verb", ["MAIL", "RCPT"])
+async def test_connection_that_has_served_enough_is_replaced(verb: str, offers: tuple[str, ...]) -> None:
+    async with LmtpStore(offers=offers) as store, server(store) as front:
+        talk = await front.connect()
+        await answer(talk)
+        said = iter([b"421 4.7.0 Too many messages in this connection\r\n"])
+        store.say[verb] = lambda line: next(said, b"250 2.1.0 Ok\r\n")
+        assert (await answer(talk)).startswith("250 2.0.0 Saved 2 ")
+        assert len(store.visits) == 2
+
+
+async def test_recipient_to_whom_the_store_closes_a_used_connection_is_asked_for_on_another() -> None:
+    async with LmtpStore() as store, server(store) as front:
+        talk = await front.connect()
+        await answer(talk)
+        await talk.say(MAIL + RCPT)
+        said = iter([b"421 4.3.2 Shutting down\r\n"])
+        store.say["RCPT"] = lambda line: next(said, b"250 2.1.5 Ok\r\n")
+        assert (await talk.say(b"RCPT TO:<ann@example.test>\r\n")).startswith(b"250 ")
+        assert (await talk.say(b"DATA\r\n")).startswith(b"354 ")
+        assert (await talk.say(b"Hello\r\n.\r\n")).startswith(b"250 2.0.0 Saved 2 ")
+        assert [len(message.recipients) for message in store.messages] == [1, 2]
+
+
+async def test_store_that_closes_a_fresh_connection_is_believed() -> None:
+    async with LmtpStore() as store, server(store) as front:
+        store.say["MAIL"] = b"421 4.3.2 Shutting down\r\n"
+        store.say["RCPT"] = b"503 5.5.1 MAIL first\r\n"
+        talk = await front.connect()
+        assert b"\r\n451 4.3.2 Shutting down [" in await talk.say(MAIL + RCPT)
+        assert len(store.visits) == 1
 
 
 async def test_client_that_vanishes_at_rcpt_leaves_nothing_out_of_step() -> None:
@@ -324,6 +369,13 @@ async def test_store_that_does_not_begin_tls_properly_gets_nothing(say: bytes, c
         store.say["STARTTLS"] = say
         async with server(store, tls="starttls", ca_file=certificates.ca_file) as front:
             assert (await (await front.connect()).send(TEXT))[1].startswith("451 4.4.1 ")
+
+
+async def test_store_that_hangs_up_instead_of_a_handshake_is_reported(certificates: Certificates) -> None:
+    async with LmtpStore(tls=store_context(certificates)) as store:
+        store.say["STARTTLS"] = b"220 2.0.0 Go on\r\n" + CLOSE
+        async with server(store, tls="starttls", ca_file=certificates.ca_file) as front:
+            assert await front.agents["store"].health() == f"{store.address} hung up"
 
 
 async def test_tls_is_not_given_up_where_the_store_offers_none(certificates: Certificates) -> None:

@@ -79,7 +79,7 @@ async def test_bounce_goes_out_with_the_null_sender() -> None:
     [
         ("RCPT", b"550 5.1.1 Nobody\r\n", "550 5.1.1 Nobody ["),
         ("RCPT", b"452 4.5.3 Too many\r\n", "452 4.5.3 Too many ["),
-        ("RCPT", b"530 5.7.0 Log in\r\n", "451 4.4.1 "),
+        ("RCPT", b"530 5.7.0 Log in\r\n", "451 4.4.1 The next mail server cannot be reached"),
         ("MAIL", b"550 5.7.1 Not from him\r\n", "550 5.7.1 Not from him ["),
         ("MAIL", b"530 5.7.0 Must issue STARTTLS first\r\n", "451 4.4.1 "),
         ("MAIL", b"555 5.5.4 What is BODY\r\n", "451 4.4.1 "),
@@ -101,10 +101,10 @@ async def test_what_the_smarthost_says_of_the_envelope_is_heard_at_rcpt(key: str
         (b"250 2.0.0 Ok: queued as 4F\r\n", "250 2.0.0 Ok: queued as 4F ["),
         (b"554 5.7.1 Spam\r\n", "554 5.7.1 Spam ["),
         (b"452 4.3.1 Disk\r\n", "452 4.3.1 Disk ["),
-        (b"421 4.3.2 Closing\r\n", "451 4.4.2 The mailstore did not say"),  # it may have queued it all the same
-        (b"503 5.5.1 RCPT first\r\n", "451 4.4.2 The mailstore did not say"),
-        (b"354 Go on\r\n", "451 4.4.2 The mailstore did not say"),
-        (CLOSE, "451 4.4.2 The mailstore did not say"),
+        (b"421 4.3.2 Closing\r\n", "451 4.4.2 The next mail server did not say"),  # it may have queued it all the same
+        (b"503 5.5.1 RCPT first\r\n", "451 4.4.2 The next mail server did not say"),
+        (b"354 Go on\r\n", "451 4.4.2 The next mail server did not say"),
+        (CLOSE, "451 4.4.2 The next mail server did not say"),
     ],
 )
 async def test_one_answer_to_the_content_stands_for_all(
@@ -144,10 +144,10 @@ def for_bob(say: bytes) -> Any:
         ({"content": b"554 5.6.0 Not that\r\n", "last": CLOSE}, "554 5.6.0 Not that ["),
         ({"last": b"452 4.3.1 Disk\r\n"}, "452 4.3.1 Disk ["),
         ({"content": for_bob(b"554 5.6.0 No\r\n"), "last": b"554 5.7.1 Spam\r\n"}, "554 5.6.0 No ["),
-        ({"last": CLOSE}, "451 4.4.2 The mailstore did not say"),
-        ({"last": b"353 Again\r\n"}, "451 4.4.2 The mailstore did not say"),
-        ({"content": for_bob(CLOSE)}, "451 4.4.2 The mailstore did not say"),
-        ({"content": b"353 Again\r\n"}, "451 4.4.2 The mailstore did not say"),
+        ({"last": CLOSE}, "451 4.4.2 The next mail server did not say"),
+        ({"last": b"353 Again\r\n"}, "451 4.4.2 The next mail server did not say"),
+        ({"content": for_bob(CLOSE)}, "451 4.4.2 The next mail server did not say"),
+        ({"content": b"353 Again\r\n"}, "451 4.4.2 The next mail server did not say"),
     ],
 )
 async def test_each_recipient_has_an_answer_where_the_smarthost_offers_that(
@@ -164,7 +164,7 @@ async def test_each_recipient_has_an_answer_where_the_smarthost_offers_that(
 async def test_answers_one_by_one_that_nobody_asked_for_are_none() -> None:
     async with LmtpStore(offers=("PIPELINING", "CHUNKING")) as smarthost, server(smarthost) as front:
         smarthost.say["content"] = b"353 One by one\r\n" + b"250 2.0.0 Ok\r\n" * 2
-        assert (await send(front))[-1].startswith("451 4.4.2 The mailstore did not say")
+        assert (await send(front))[-1].startswith("451 4.4.2 The next mail server did not say")
 
 
 @pytest.mark.parametrize(
@@ -268,6 +268,28 @@ async def test_password_is_not_said_where_tls_does_not_begin(fault: str, certifi
         assert (await send(front))[0].startswith("451 4.4.1 ")
         assert smarthost.visits
         assert not any(visit.credentials or "AUTH" in visit.verbs for visit in smarthost.visits)
+
+
+@pytest.mark.parametrize(
+    ("tls", "port_is", "problem"),
+    [
+        ("starttls", "implicit", 'does not greet; where TLS begins with the connection, as on port 465, tls has'),
+        ("off", "implicit", 'does not greet; where TLS begins with the connection, as on port 465, tls has to be'),
+        ("implicit", "plain", '; where TLS begins later, as on port 587, tls has to be "starttls"'),
+        ("implicit", "gone", ' hung up; where TLS begins later, as on port 587, tls has to be "starttls"'),
+        ("off", "starttls", 'nor AUTH LOGIN before STARTTLS, so tls has to be "starttls"'),
+    ],
+)
+async def test_wrong_kind_of_tls_is_explained(tls: str, port_is: str, problem: str, certificates: Certificates) -> None:
+    smarthost = LmtpStore(
+        offers=("8BITMIME",), tls=None if port_is in ("plain", "gone") else context(certificates),
+        implicit=port_is == "implicit",
+    )  # fmt: skip
+    if port_is == "gone":
+        smarthost.say["greeting"] = CLOSE
+    options = {"connect_timeout": 0.5} if port_is == "implicit" else {}  # both wait for the other to begin
+    async with smarthost, server(smarthost, tls=tls, ca_file=certificates.ca_file, **options, **LOGS_IN) as front:
+        assert problem in str(await front.agents["smarthost"].health())
 
 
 async def test_smarthost_that_never_answers_the_login_is_given_up() -> None:
