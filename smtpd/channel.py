@@ -152,8 +152,9 @@ class Channel:
         `timeout` seconds may pass without an octet, and `rate` octets per second must come on average over
         a minute (0 switches either off).
         """
-        has_begun = self._position < len(self._data)
-        if has_begun and (self._feed(receiver) or receiver.found_bare_line_end or receiver.hopeless):
+        if self._position < len(self._data) and (
+            self._feed(receiver) or receiver.found_bare_line_end or receiver.hopeless
+        ):
             return
         began = now = self._loop.time()
         watch, seen = None, 0
@@ -185,11 +186,9 @@ class Channel:
             return False
         self._data, self._position = b"", 0
         end = receiver.feed(data, position)
-        if end < 0:
-            return False
-        if end < len(data):
+        if 0 <= end < len(data):
             self._data, self._position = data, end
-        return True
+        return end >= 0
 
     async def listen(self, seconds: float) -> bool:
         """Wait in silence; True at once when the client speaks."""
@@ -233,7 +232,10 @@ class Channel:
         """Upgrade; the 220 must be written already. Disconnected when the handshake fails."""
         self._transport.pause_reading()
         self.flush()
-        return await self.run(self._transport.start_tls())
+        negotiated = await self.run(self._transport.start_tls())
+        if self._paused:  # by what came with the handshake
+            self._transport.pause_reading()
+        return negotiated
 
     def readdress(self, ip: str) -> Reply | None:
         """The client turns out to be another one; a Reply when that one has too many connections already."""
@@ -310,10 +312,8 @@ class Channel:
         self._blocked = is_blocked
         if is_blocked or not self._waiting:
             return
-        if self.pending:
-            self._advance()
-        elif self._eof:
-            self._advance(Disconnected())
+        if self.pending or self._eof:
+            self._advance(None if self.pending else Disconnected())
         else:
             self._resume()
 
