@@ -75,7 +75,7 @@ class Channel:
         """How often something was sent."""
         self.on_finished: Callable[[], None] | None = None
         self.on_vanished: Callable[[], None] | None = None
-        """Called when the client vanishes while something runs that is carried through."""
+        """Called when the client can say nothing more, and never that it has read, while something is carried through."""
 
     # The conversation's side
 
@@ -152,9 +152,8 @@ class Channel:
         `timeout` seconds may pass without an octet, and `rate` octets per second must come on average over
         a minute (0 switches either off).
         """
-        if self._position < len(self._data) and (
-            self._feed(receiver) or receiver.found_bare_line_end or receiver.hopeless
-        ):
+        has_begun = self._position < len(self._data)
+        if has_begun and (self._feed(receiver) or receiver.found_bare_line_end or receiver.hopeless):
             return
         began = now = self._loop.time()
         watch, seen = None, 0
@@ -213,8 +212,9 @@ class Channel:
         if not task.done():
             if self._out:
                 self._loop.call_later(_HOLD, self.flush)
-            self._task = task
-            self._finishing = finish
+            self._task, self._finishing = task, finish
+            if finish and self._eof:
+                self._vanish()
             self._deadline = self._loop.time() + seconds if seconds else 0.0
             self._arm()
             try:
@@ -289,7 +289,7 @@ class Channel:
         self._eof = True
         if self._waiting and not self._is_due and not (self._blocked and self.pending):
             self._advance(Disconnected())
-        elif self.vanished:
+        elif self.vanished or self._finishing:
             self._vanish()
 
     def lost(self) -> None:
