@@ -75,7 +75,7 @@ class Channel:
         """How often something was sent."""
         self.on_finished: Callable[[], None] | None = None
         self.on_vanished: Callable[[], None] | None = None
-        """Called when the client can say nothing more, and never that it has read, while something is carried through."""
+        """Called when the client can say nothing more (nor ever that it knows) while something is carried through."""
 
     # The conversation's side
 
