@@ -280,3 +280,17 @@ async def test_client_that_closes_behind_a_pipelined_quit_and_comes_back_at_once
         store.go_on.set()
         assert [(await retry).startswith(EARLIER) for retry in retries] == [True, True]
         assert store.copies == {ANN: 2}
+
+
+async def test_of_those_who_wait_for_a_lost_attempt_whoever_is_gone_as_well_uses_up_nothing() -> None:
+    store = Mailboxes(holds=True)
+    async with Stage(answer=store.answer) as stage:
+        talks = [stage.talk() for _ in range(10)]
+        for talk in talks:
+            talk._channel.feed(BURST + b"QUIT\r\n")
+            await store.begun.wait()
+            if talk is not talks[-1]:
+                talk._channel.feed_eof()
+        store.go_on.set()
+        assert EARLIER in await talks[-1].hear()
+        assert store.copies == {ANN: 1}
