@@ -333,6 +333,7 @@ class Channel:
         """Send the last words and hang up."""
         if not self._lost:
             self.flush()
+            self._resume()  # an encrypted connection that is paused would not notice its end
             self._transport.close()
 
     def _advance(self, error: Exception | None = None) -> None:

@@ -2,15 +2,18 @@
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from letters import Mailboxes
 from stage import CONTENT, ENVELOPE, GREETING, Stage
 
 from smtpd import wire
+from smtpd.channel import HIGH_WATER
 
 PATIENCE = 10.0
 
@@ -78,3 +81,27 @@ async def test_hanging_up_on_a_client_that_is_already_gone_is_no_error(
             for _ in range(2):
                 connection.close()
             assert await reader.read() == b""
+
+
+async def test_client_that_ends_encryption_without_a_word_while_it_is_not_read_loses_its_place(
+    tls_tables: dict[str, Any], trust: ssl.SSLContext
+) -> None:
+    """The loop looks at the end of a paused connection when it is read again, and at no other time."""
+    store = Mailboxes(holds=True)
+    options: dict[str, Any] = {"listener": {"tls": "implicit"}, "tables": tls_tables, "answer": store.answer}
+    async with Stage(listens=True, **options) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=trust, server_hostname="mx.test")
+        with contextlib.closing(writer):
+            writer.write(ENVELOPE + b"DATA\r\n" + CONTENT + b".\r\nQUIT\r\n" + b"x" * 2 * HIGH_WATER)
+            await store.begun.wait()
+            (channel,) = server.server._gates["smtp"].channels
+            while not channel._paused:  # noqa: ASYNC110 - the kernel tells it
+                await asyncio.sleep(0.005)
+            with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as raw:
+                raw.shutdown(socket.SHUT_WR)
+            for _ in range(100):  # turns of the loop, to hear of it
+                await asyncio.sleep(0)
+            store.go_on.set()
+            async with asyncio.timeout(PATIENCE):
+                while server.count("smtpd_connections_active", listener="smtp"):  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)
