@@ -90,7 +90,7 @@ async def test_client_that_ends_encryption_without_a_word_while_it_is_not_read_l
     store = Mailboxes(holds=True)
     options: dict[str, Any] = {"listener": {"tls": "implicit"}, "tables": tls_tables, "answer": store.answer}
     async with Stage(listens=True, **options) as server:
-        reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=trust, server_hostname="mx.test")
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=trust, server_hostname="mx.test")
         with contextlib.closing(writer):
             writer.write(ENVELOPE + b"DATA\r\n" + CONTENT + b".\r\nQUIT\r\n" + b"x" * 2 * HIGH_WATER)
             await store.begun.wait()
