@@ -43,9 +43,9 @@ class Channel:
     """
 
     __slots__ = (
-        "_blocked", "_coroutine", "_data", "_deadline", "_draining", "_eof", "_finishing", "_idle", "_is_due", "_loop",
+        "_blocked", "_coroutine", "_data", "_deadline", "_draining", "_finishing", "_idle", "_is_due", "_loop",
         "_lost", "_out", "_paused", "_position", "_read", "_task", "_timer", "_timer_at", "_transport", "_turn",
-        "_waiting", "burst", "flushes", "on_finished", "on_vanished",
+        "_waiting", "burst", "ended", "flushes", "on_finished", "on_vanished",
     )  # fmt: skip
 
     def __init__(self, transport: Transport, loop: asyncio.AbstractEventLoop, turn: Turn | None = None) -> None:
@@ -60,13 +60,11 @@ class Channel:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._deadline = 0.0
-        self._waiting = False
-        self._idle = False
-        self._is_due = False
+        self._waiting = self._idle = self._is_due = False
         self._finishing = False
-        self._paused = False
-        self._blocked = False
-        self._eof = False
+        self._paused = self._blocked = False
+        self.ended = False
+        """Whether the client can say nothing more, nor that it has read what we say."""
         self._lost = False
         self._draining = False
         self._read = 0
@@ -76,7 +74,7 @@ class Channel:
         """How often something was sent."""
         self.on_finished: Callable[[], None] | None = None
         self.on_vanished: Callable[[], None] | None = None
-        """Called when the client vanishes while something runs that is carried through."""
+        """Called when the client has `ended` while something runs that is carried through."""
 
     # The conversation's side
 
@@ -124,7 +122,7 @@ class Channel:
             self._idle = idle
             self._deadline = self._loop.time() + timeout if timeout else 0.0
             while end < 0 or self._blocked:
-                if self._eof:
+                if self.ended:
                     self._must_be_open()
                 yield _INPUT
                 end = self._data.find(b"\r\n", self._position)
@@ -161,7 +159,7 @@ class Channel:
         began = now = self._loop.time()
         watch, seen = None, 0
         while True:
-            if self._eof:
+            if self.ended:
                 self._must_be_open()
             self._deadline = now + timeout if timeout else 0.0
             self._idle = False
@@ -215,8 +213,7 @@ class Channel:
         if not task.done():
             if self._out:
                 self._loop.call_later(_HOLD, self.flush)
-            self._task = task
-            self._finishing = finish
+            self._task, self._finishing = task, finish
             self._deadline = self._loop.time() + seconds if seconds else 0.0
             self._arm()
             try:
@@ -234,7 +231,10 @@ class Channel:
         """Upgrade; the 220 must be written already. Disconnected when the handshake fails."""
         self._transport.pause_reading()
         self.flush()
-        return await self.run(self._transport.start_tls())
+        negotiated = await self.run(self._transport.start_tls())
+        if self._paused:  # by what came with the handshake
+            self._transport.pause_reading()
+        return negotiated
 
     def readdress(self, ip: str) -> Reply | None:
         """The client turns out to be another one; a Reply when that one has too many connections already."""
@@ -243,7 +243,7 @@ class Channel:
     @property
     def vanished(self) -> bool:
         """Whether the client is gone; one that closed its sending side behind a QUIT still listens."""
-        return self._lost or (self._eof and b"QUIT\r\n" not in self.pending_octets.upper())
+        return self._lost or (self.ended and b"QUIT\r\n" not in self.pending_octets.upper())
 
     @coroutine
     def _input(self) -> Generator[object, None, None]:
@@ -252,7 +252,7 @@ class Channel:
         yield _INPUT
 
     def _must_be_open(self) -> None:
-        if self._lost or (self._eof and not (self._blocked and self.pending)):
+        if self._lost or (self.ended and not (self._blocked and self.pending)):
             raise Disconnected
 
     # The carrier's side
@@ -285,15 +285,15 @@ class Channel:
 
     def feed_eof(self) -> None:
         """The client will send nothing more."""
-        self._eof = True
+        self.ended = True
         if self._waiting and not self._is_due and not (self._blocked and self.pending):
             self._advance(Disconnected())
-        elif self.vanished:
+        elif self.vanished or self._finishing:
             self._vanish()
 
     def lost(self) -> None:
         """The connection is gone."""
-        self._lost = self._eof = True
+        self._lost = self.ended = True
         self._out = b""
         if self._waiting:
             self._advance(Disconnected())
@@ -311,10 +311,8 @@ class Channel:
         self._blocked = is_blocked
         if is_blocked or not self._waiting:
             return
-        if self.pending:
-            self._advance()
-        elif self._eof:
-            self._advance(Disconnected())
+        if self.pending or self.ended:
+            self._advance(None if self.pending else Disconnected())
         else:
             self._resume()
 
@@ -335,6 +333,7 @@ class Channel:
         """Send the last words and hang up."""
         if not self._lost:
             self.flush()
+            self._resume()  # an encrypted connection that is paused would not notice its end
             self._transport.close()
 
     def _advance(self, error: Exception | None = None) -> None:

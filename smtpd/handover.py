@@ -216,6 +216,8 @@ class Handover:
         self._stamp(judged)
         began = perf_counter()
         channel.on_vanished = self.mark
+        if channel.ended:
+            self.mark()
         try:
             answers = await channel.run(
                 in_flight.deliveries.deliver(self._message),
@@ -257,7 +259,8 @@ class Handover:
         elif is_partial or not self._is_news():
             self._is_noted = not individually and not reply.is_positive
             # Killed before the client reads our 250, we would deliver once more: at-most-once forgets it only then.
-            heard = not conversation.service.is_cautious
+            # One that has closed will never have read it, and another retry of its own may be waiting already.
+            heard = not (conversation.service.is_cautious or conversation.channel.ended)
             record = self._record(answers, told=None if individually else reply, heard=heard)
             await conversation.channel.run(record, finish=True)
             if not heard:

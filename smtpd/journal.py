@@ -205,8 +205,8 @@ class Journal:
         if attempt is None:
             return None
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        attempt.waiting.add(future)
-        future.add_done_callback(attempt.waiting.discard)
+        attempt.waiting[future] = None
+        future.add_done_callback(attempt.waiting.pop)
         return future
 
     def is_awaited(self, key: str | None, recipients: Iterable[Recipient]) -> bool:
@@ -313,7 +313,7 @@ class _Attempt:
 
     key: str
     recipients: frozenset[tuple[str, str]]
-    waiting: set[asyncio.Future[None]] = field(default_factory=set)
+    waiting: dict[asyncio.Future[None], None] = field(default_factory=dict)
 
 
 def _room(key: str) -> str:

@@ -235,7 +235,7 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         """See channel.Transport."""
         transport = self._transport
-        if transport is None:
+        if transport is None or transport.is_closing():  # asyncio's encrypted one breaks when it is closed twice
             return
         transport.close()
         if transport.get_write_buffer_size():  # a client that reads no more would keep its place for ever
@@ -248,22 +248,23 @@ class Connection(asyncio.Protocol):
 
     async def start_tls(self) -> TlsInfo:
         """RFC 3207 §4: a handshake that fails ends the connection, there is no way back to plain text."""
-        try:
-            return await self._shake_hands()
-        except BaseException:
-            transport, self._transport = self._transport, None  # uvloop has closed it: last words would be an error
-            if transport is not None and not transport.is_closing():
-                transport.abort()
-            self._release()  # asyncio does not tell us of a connection that is lost during the handshake
-            raise
-
-    async def _shake_hands(self) -> TlsInfo:
-        assert self._transport is not None
-        service = self._gate.service
+        plain, self._transport = self._transport, None  # the loop has it until the handshake is done
+        assert plain is not None
         self._is_new = False
         try:
+            self._transport, negotiated = await self._shake_hands(plain)
+        except BaseException:
+            if not plain.is_closing():  # as uvloop has it
+                plain.abort()
+            self._release()  # asyncio does not tell us of a connection that is lost during the handshake
+            raise
+        return negotiated
+
+    async def _shake_hands(self, plain: asyncio.Transport) -> tuple[asyncio.Transport, TlsInfo]:
+        service = self._gate.service
+        try:
             transport = await self._loop.start_tls(
-                self._transport,
+                plain,
                 self,
                 self._gate.context(),
                 server_side=True,
@@ -277,13 +278,9 @@ class Connection(asyncio.Protocol):
                 service.meters.dropped("tls-handshake")
                 problem = str(error) or "the client hung up"
                 service.log.info("tls-failed", listener=service.listener, ip=self._ip, problem=problem)
-            self._transport.abort()
             raise Disconnected from error
         assert transport is not None
-        plain, self._transport = self._transport, transport
-        if not plain.is_closing():
-            plain.resume_reading()  # what came with the end of the handshake may have paused it, and nobody else would
-        return negotiated
+        return transport, negotiated
 
     def readdress(self, ip: str) -> Reply | None:
         """See carrier.Transport."""

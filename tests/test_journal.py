@@ -364,7 +364,7 @@ async def test_a_second_attempt_waits_for_the_first() -> None:
         gone.cancel()
         await asyncio.sleep(0)  # callbacks
         assert not waiting.done()
-        assert bench.journal._under_way[HINT][0].waiting == {waiting}
+        assert bench.journal._under_way[HINT][0].waiting == {waiting: None}
         assert bench.journal.under_way(KEY[::-1], [bench.ann]) is None
         with pytest.raises(RuntimeError, match="under way"), bench.journal.hand_over(KEY, [bench.ann]):
             pass

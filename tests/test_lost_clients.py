@@ -258,3 +258,39 @@ async def test_client_that_is_lost_while_another_loss_is_waited_for_gets_nothing
         await talk.hang_up()
         assert not store.copies
         assert (used(stage), stage.service.journal.idle) == (0, True)
+
+
+async def test_client_that_closes_behind_a_pipelined_quit_and_comes_back_at_once() -> None:
+    """It may still listen, but it can say nothing more, so nobody will ever know whether it has read our 250."""
+    store, names = Mailboxes(holds=True), ("one", "two")
+    async with Stage(answer=store.answer) as stage:
+        talk = await greeted(stage.talk())
+        talk._channel.feed(b"".join(envelope() + chunk(letter(name)) for name in names) + b"QUIT\r\n")
+        retries = []
+        for name in names:
+            await store.begun.wait()
+            if not retries:
+                talk._channel.feed_eof()
+            retries.append(asyncio.create_task(send(stage.talk(), letter(name))))
+            for _ in range(5):
+                await asyncio.sleep(0)
+            store.begun.clear()
+            store.go_on.set()
+            store.go_on.clear()
+        store.go_on.set()
+        assert [(await retry).startswith(EARLIER) for retry in retries] == [True, True]
+        assert store.copies == {ANN: 2}
+
+
+async def test_of_those_who_wait_for_a_lost_attempt_whoever_is_gone_as_well_uses_up_nothing() -> None:
+    store = Mailboxes(holds=True)
+    async with Stage(answer=store.answer) as stage:
+        talks = [stage.talk() for _ in range(10)]
+        for talk in talks:
+            talk._channel.feed(BURST + b"QUIT\r\n")
+            await store.begun.wait()
+            if talk is not talks[-1]:
+                talk._channel.feed_eof()
+        store.go_on.set()
+        assert EARLIER in await talks[-1].hear()
+        assert store.copies == {ANN: 1}
