@@ -158,8 +158,7 @@ class Handover:
     async def _hear_of_losses(self) -> None:
         """Let the loop tell who is lost: a client that sends all in one burst may have hung up a moment ago elsewhere.
 
-        It sends that message again here, before the end of the other connection has come to us. Whoever waits for our
-        replies is too slow for that.
+        We may not know yet that the other connection is over. Whoever waits for our replies is too slow for that.
         """
         await self._conversation.channel.run(asyncio.sleep(0))
 
@@ -184,22 +183,27 @@ class Handover:
             return {}
         for unread in self._conversation.unread:
             unread.give_way(key)
-        if not await channel.run(self._have_turn(key)):
+        answers = await channel.run(self._look_up(key))
+        if answers is None:
             raise Refused(replies.BACKEND_TIMEOUT)
-        return await channel.run(self._journal.settled(key, self._in_flight.mail.recipients))
+        return answers
 
-    async def _have_turn(self, key: str) -> bool:
-        """Wait until no other attempt is under way; False when that takes too long."""
-        service = self._conversation.service
+    async def _look_up(self, key: str) -> Answers | None:
+        """Wait until no other attempt is under way, and see what came of those; None when that takes too long."""
+        service, recipients = self._conversation.service, self._in_flight.mail.recipients
         try:
             async with asyncio.timeout(service.config.timeouts.delivery or None):
-                while other := self._journal.under_way(key, self._in_flight.mail.recipients):
-                    await other
+                while True:
+                    while other := self._journal.under_way(key, recipients):
+                        await other
+                    if service.is_cautious:
+                        self.mark()
+                    answers = await self._journal.settled(key, recipients)
+                    # Meanwhile the client of an attempt that had ended may have been lost: that is noted now.
+                    if service.is_cautious or not self._journal.is_under_way(key, recipients):
+                        return answers
         except TimeoutError:
-            return False
-        if service.is_cautious:
-            self.mark()
-        return True
+            return None
 
     async def _begin(self) -> None:
         """At-most-once: note who may have the message from now on."""
@@ -270,11 +274,10 @@ class Handover:
 
     async def _forget_refusals(self) -> None:
         """The client has heard at RCPT who was refused, and the others have it now: the next message is judged anew."""
-        conversation, in_flight = self._conversation, self._in_flight
-        if not conversation.channel.vanished:
-            sender, reminded = in_flight.mail.sender.text, in_flight.reminded
-            forget = self._journal.forget_refusals(conversation.session, sender, reminded)
-            await conversation.channel.run(forget, finish=True)
+        session, mail = self._conversation.session, self._in_flight.mail
+        if not self._conversation.channel.vanished:
+            forget = self._journal.forget_refusals(session, mail.sender.text, self._in_flight.reminded)
+            await self._conversation.channel.run(forget, finish=True)
 
     def _note_for_retry(self, answers: Answers) -> None:
         """The client is gone and hears nothing: it will try again, but not before this is noted."""

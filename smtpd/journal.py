@@ -209,6 +209,10 @@ class Journal:
         future.add_done_callback(attempt.waiting.pop)
         return future
 
+    def is_under_way(self, key: str, recipients: Iterable[Recipient]) -> bool:
+        """Whether `under_way` would have something to wait for."""
+        return self._attempt(key, recipients) is not None
+
     def is_awaited(self, key: str | None, recipients: Iterable[Recipient]) -> bool:
         """Whether others wait for the attempt that is under way."""
         return bool((attempt := self._attempt(key, recipients)) and attempt.waiting)

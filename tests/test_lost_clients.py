@@ -13,6 +13,7 @@ from stage import Stage, codes
 
 from smtpd.handover import SMALL
 from smtpd.journal import Guarantee, Journal
+from smtpd.memory import Talk
 
 GUARANTEES: list[Guarantee] = ["at-least-once", "at-most-once"]
 SIZES = {"small": 0, "big": SMALL + 1, "spilled": 200_000}
@@ -176,6 +177,28 @@ async def test_resend_at_once_waits_until_the_loss_is_noted() -> None:
         assert not len(notes)
         notes.go_on.set()
         assert (await retry).startswith(EARLIER)
+        assert store.copies == {ANN: 1}
+
+
+async def test_client_that_is_lost_while_its_resend_is_looked_up_gets_no_second_copy() -> None:
+    class Losing(Failing):
+        victim: Talk | None = None
+
+        async def get(self, space: str, key: str) -> bytes | None:
+            value = await super().get(space, key)
+            victim, self.victim = self.victim, None
+            if victim is not None:
+                victim._channel.lost()
+            return value
+
+    store, notes = Mailboxes(), Losing(ManualClock())
+    async with Stage(answer=store.answer) as stage:
+        journal = Journal(notes, log=stage.server.log)
+        talk = stage.talk(journal=journal)
+        await send(talk, letter())
+        notes.broken.add("is_empty")  # as if others could have put something there
+        notes.victim = talk
+        assert (await send(stage.talk(journal=journal), letter())).startswith(EARLIER)
         assert store.copies == {ANN: 1}
 
 
