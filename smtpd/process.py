@@ -43,7 +43,7 @@ def run(config: Config, *, path: Path | None, environ: Mapping[str, str], signal
         factory, server = _loop_factory(config), Server(config, log=log, environ=environ)
         signals.hold()
     except Exception as error:
-        _report(log, error)
+        report_failed_start(log, error)
         return 1
     else:
         with asyncio.Runner(loop_factory=factory) as runner:
@@ -53,7 +53,8 @@ def run(config: Config, *, path: Path | None, environ: Mapping[str, str], signal
         log.close()
 
 
-def _report(log: Log, error: BaseException) -> None:
+def report_failed_start(log: Log, error: BaseException) -> None:
+    """Say in the log why the server cannot start."""
     exception = None if isinstance(error, _OPERATORS_TURN) else error
     log.error("cannot-start", user=name_of_user(), problem=str(error) or type(error).__name__, exception=exception)
 
@@ -88,7 +89,7 @@ async def _until_closed(
         server.log.info("stopped")
         return 0
     if error := starting.exception():
-        _report(server.log, error)
+        report_failed_start(server.log, error)
         await server.stop()
         return 0 if starting.cancelling() else 1
     notify(environ, "READY=1")

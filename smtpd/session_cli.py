@@ -40,16 +40,18 @@ def session(file: Path | None, ip: str, listener: str) -> None:
     try:
         ip_address(ip)
         config = load(file, os.environ)
-    except ConfigError as error:
+        name = listener or next(iter(config.listeners), "")
+        if name not in config.listeners:
+            raise click.BadParameter(f"there is no listener {name!r}", param_hint="--listener")
+    except (ConfigError, ValueError, click.BadParameter) as error:
         for line in str(error).splitlines() if hidden else ():
             syslog.syslog(syslog.LOG_MAIL | syslog.LOG_ERR, line)
+        if isinstance(error, click.BadParameter):
+            raise
+        if not isinstance(error, ConfigError):
+            raise click.BadParameter(str(error), param_hint="--ip") from None
         click.echo(str(error), err=True)
         sys.exit(1)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--ip") from None
-    name = listener or next(iter(config.listeners), "")
-    if name not in config.listeners:
-        raise click.BadParameter(f"there is no listener {name!r}", param_hint="--listener")
     asyncio.run(_speak(config, name, ip, _log_place(config.log.to, hidden=hidden)))
 
 
@@ -83,11 +85,17 @@ async def _speak(config: Config, listener: str, ip: str, log_to: str) -> None:
     from smtpd.conversation import Conversation
     from smtpd.log import Log
     from smtpd.model import Session, new_id, plain_ip
+    from smtpd.process import report_failed_start
     from smtpd.server import Server
 
     log = Log(config.log.model_copy(update={"to": log_to}))
-    server = Server(config.model_copy(update={"tls": None}), log=log)
-    generation = await server.start_quietly()
+    try:
+        server = Server(config.model_copy(update={"tls": None}), log=log)
+        generation = await server.start_quietly()
+    except Exception as error:
+        report_failed_start(log, error)
+        log.close()
+        sys.exit(1)
     service = generation.services[listener]
     carrier = _Pipes()
     channel = Channel(carrier, asyncio.get_running_loop())

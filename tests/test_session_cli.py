@@ -111,3 +111,13 @@ def test_client_that_resets_the_connection_ends_the_process(config: Path) -> Non
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()
         assert child.wait(PATIENCE) == 0
+
+
+def test_start_that_fails_behind_inetd_is_told_in_the_log_and_not_to_the_client(config: Path) -> None:
+    config.write_text(config.read_text().replace("/mail", "/log/mail"))
+    with started_by_inetd(config) as (client, child):
+        assert everything(client) == b""
+        assert child.wait(PATIENCE) == 1
+    [line] = map(json.loads, (config.parent / "log").read_text().splitlines())
+    assert line["event"] == "cannot-start"
+    assert "log/mail" in line["problem"]
