@@ -14,6 +14,7 @@ from smtpd.config import split_address
 
 BACKLOG = 1024  # connections the kernel may keep for us; Postfix 511 of its own choice
 _ACCEPTED_AT_ONCE = 8
+_DIGITS = 6  # of a number of descriptors
 _FIRST_INHERITED = 3
 
 
@@ -123,7 +124,10 @@ class Inherited:
         self._sockets: dict[str, list[int]] = {}
         if environ.get("LISTEN_PID") != str(os.getpid()):
             return
-        count = int(environ.get("LISTEN_FDS", "0"))
+        given = environ.get("LISTEN_FDS", "0")
+        if not (given.isascii() and given.isdecimal() and len(given) < _DIGITS):
+            raise AddressUnavailable(f"LISTEN_FDS should be the number of sockets that systemd handed over: {given!a}")
+        count = int(given)
         names = environ.get("LISTEN_FDNAMES", "").split(":")
         for number in range(count):
             name = names[number] if number < len(names) else ""

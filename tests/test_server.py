@@ -247,7 +247,7 @@ listening.bind(path or ("127.0.0.1", 0))
 listening.listen()
 os.dup2(listening.fileno(), 3)
 os.set_inheritable(3, True)
-os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="mail")
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS={count!r}, LISTEN_FDNAMES="mail")
 os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
 
@@ -255,6 +255,16 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 def test_sockets_of_systemd_are_used(serve: Serve, directory: Path, greeted: Connect) -> None:
     server = serve({"smtpd": {"listeners": {"smtp": {"address": "systemd:mail"}}}}, python=activated(directory))
     greeted(server.port("smtp"))
+
+
+@pytest.mark.parametrize("count", ["", "x", "-1", "\u0663", "9" * 5000])
+def test_number_of_sockets_that_is_none_is_told(serve: Serve, directory: Path, count: str) -> None:
+    tables = {"smtpd": {"listeners": {"smtp": {"address": "systemd:mail"}}}}
+    server = serve(tables, python=activated(directory, count=count), wait=False)
+    assert server.process.wait(PATIENCE) == 1
+    line = server.wait_for("cannot-start")
+    assert "LISTEN_FDS" in line["problem"]
+    assert "exception" not in line
 
 
 @pytest.mark.parametrize("event_loop", ["asyncio", "uvloop"])
@@ -271,10 +281,10 @@ def test_file_of_a_unix_socket_of_systemd_stays_for_the_next_server(
     assert path.is_socket()
 
 
-def activated(directory: Path, path: str = "") -> str:
+def activated(directory: Path, path: str = "", count: str = "1") -> str:
     """A program that starts Python with a listening socket, as systemd does it."""
     script = directory / "activate"
-    script.write_text(f"#!{sys.executable}\n{ACTIVATE.format(path=path)}")
+    script.write_text(f"#!{sys.executable}\n{ACTIVATE.format(path=path, count=count)}")
     script.chmod(0o755)
     return str(script)
 
