@@ -156,20 +156,16 @@ class Handover:
             message.content = without_forged_fields(message.content, service.authserv_id)
 
     async def _hear_of_losses(self) -> None:
-        """Let the loop tell who is lost: a client that sends all in one burst may have hung up a moment ago elsewhere.
-
-        We may not know yet that the other connection is over. Whoever waits for our replies is too slow for that.
-        """
+        """Let the loop tell who is lost: a client that waits for no reply may have hung up elsewhere a moment ago."""
         await self._conversation.channel.run(asyncio.sleep(0))
 
     async def _judge(self) -> Judgement:
         """What the filters think; 451 when they took too long."""
         conversation, mail = self._conversation, self._in_flight.mail
-        seconds = conversation.service.config.timeouts.filters
 
         async def judge() -> Judgement:
             try:
-                async with asyncio.timeout(seconds or None):
+                async with asyncio.timeout(conversation.service.config.timeouts.filters or None):
                     return await conversation.service.policy.message(mail, self._message)
             except TimeoutError:
                 return Judgement(reply=replies.FILTERS_LATE)
@@ -206,9 +202,8 @@ class Handover:
             return None
 
     async def _begin(self) -> None:
-        """At-most-once: note who may have the message from now on."""
+        """At-most-once: note who may have the message from now on; half-way nobody would know what to take back."""
         channel, recipients = self._conversation.channel, self._in_flight.mail.recipients
-        # Carried through: half-way nobody would know what to take back.
         await channel.run(self._journal.begin(self._find_key(), recipients), finish=True)
         if channel.vanished:  # meanwhile: nobody will get the message
             self._note_for_retry(dict.fromkeys(recipients, replies.OUR_FAULT))
@@ -219,9 +214,9 @@ class Handover:
         channel = conversation.channel
         self._stamp(judged)
         began = perf_counter()
-        channel.on_vanished = self.mark
+        channel.on_vanished = self._mark_all
         if channel.ended:
-            self.mark()
+            self._mark_all()
         try:
             answers = await channel.run(
                 in_flight.deliveries.deliver(self._message),
@@ -348,6 +343,12 @@ class Handover:
                 under_way.enter_context(self._journal.hand_over(key, recipients))
                 self._under_way = under_way
 
+    def _mark_all(self) -> None:
+        """The client has read of none of its messages, and may send all of them again at once."""
+        self.mark()
+        for unread in self._conversation.unread:
+            unread.mark()
+
     def give_way(self, key: str) -> None:
         """Let others with this key go on."""
         if self._key == key:
@@ -361,8 +362,7 @@ class Handover:
     def done(self) -> None:
         """Nothing of this message is needed any longer, and other attempts need not wait for this one."""
         self._message.content.close()
-        if self._under_way is not None:
-            self._release()
+        self._release()
 
     async def _look_for_key(self) -> str | None:
         """Like `_find_key`, but what is big is read by a thread: others would wait for it."""

@@ -28,6 +28,10 @@ class Unread:
         """Keep a digest in the place of the content: the client goes on without waiting for our replies."""
         self._handover.shrink()
 
+    def mark(self) -> None:
+        """The client is lost, though its conversation goes on for a while: another attempt waits for `remember`."""
+        self._handover.mark()
+
     def give_way(self, key: str) -> None:
         """The same client sends the same message again on purpose, which must not wait for the client to go on."""
         self._handover.give_way(key)

@@ -11,9 +11,11 @@ from letters import ANN, BOB, EARLIER, LATER, LMTP, Mailboxes, chunk, envelope, 
 from manual_clock import ManualClock
 from stage import Stage, codes
 
+from smtpd.delivery import Outcome
 from smtpd.handover import SMALL
 from smtpd.journal import DELIVERED, Guarantee, Journal
 from smtpd.memory import Talk
+from smtpd.model import Message, Transaction
 
 GUARANTEES: list[Guarantee] = ["at-least-once", "at-most-once"]
 SIZES = {"small": 0, "big": SMALL + 1, "spilled": 200_000}
@@ -302,6 +304,30 @@ async def test_client_that_closes_behind_a_pipelined_quit_and_comes_back_at_once
             store.go_on.clear()
         store.go_on.set()
         assert [(await retry).startswith(EARLIER) for retry in retries] == [True, True]
+        assert store.copies == {ANN: 2}
+
+
+async def test_first_message_of_a_lost_burst_gets_no_second_copy_while_the_next_one_is_delivered() -> None:
+    second = asyncio.Event()
+
+    class HoldsSecond(Mailboxes):
+        async def answer(self, mail: Transaction, message: Message) -> Outcome:
+            if self.copies:
+                self.go_on.clear()
+                second.set()
+            return await super().answer(mail, message)
+
+    store = HoldsSecond()
+    async with Stage(answer=store.answer) as stage:
+        talk = await greeted(stage.talk())
+        talk._channel.feed(b"".join(envelope() + chunk(letter(name)) for name in ("one", "two")))
+        await second.wait()
+        talk._channel.lost()
+        retry = asyncio.create_task(send(stage.talk(), letter("one")))
+        for _ in range(9):
+            await asyncio.sleep(0)
+        store.go_on.set()
+        assert (await retry).startswith(EARLIER)
         assert store.copies == {ANN: 2}
 
 
