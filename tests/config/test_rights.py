@@ -300,3 +300,17 @@ def test_what_is_behind_a_door_that_is_closed_to_us_may_well_be_there(directory:
         assert lacks(directory / "file", stat.S_ISREG)
         assert lacks(directory, stat.S_ISREG)
         assert not lacks(directory, stat.S_ISDIR)
+
+
+def test_certificates_behind_a_closed_door_are_no_traceback(problems: Problems, directory: Path) -> None:
+    closed = directory / "closed"
+    closed.mkdir(0)
+    tables = f'[smtpd.tls]\ncert_file = "{closed}/cert"\nkey_file = "{closed}/key"\n'
+    problems(tables, top=f'spool = "{closed}/spool"')
+    with acting_as(find_identity(USER, None)):  # as an ordinary user would check
+        said = [problem.message for problem in check(directory / "config.toml", {}).problems]
+    assert said == [
+        f"user {USER} cannot enter {closed}, so not make files in {closed}/spool",
+        f"user {USER} cannot enter {closed}, so not read {closed}/cert",
+        f"user {USER} cannot enter {closed}, so not read {closed}/key",
+    ]
