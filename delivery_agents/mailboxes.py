@@ -24,7 +24,7 @@ from smtpd.addresses import Address, AddressError, parse_address
 
 MAX_NAME = 200  # octets of one directory name; file systems allow 255
 MAX_FILE = 64 << 20  # octets of a file of recipients
-_LOOKED_AT = 100  # directories, for whether any can be written
+_LOOKED_AT = 10_000  # directories, for whether any can be written
 CHECK_SECONDS = 1.0  # between two looks at whether that file has changed
 
 _PLAIN = re.compile(r"[a-z0-9_+=\-][a-z0-9._+=\-]*+")
@@ -93,21 +93,28 @@ class Layout:
             return f"{self.root} cannot be entered and read"
         every = glob.escape(self._template.removeprefix(self.root))
         levels = _PLACEHOLDER.sub("*", every).strip("/").split("/")
-        mailboxes = list(self._below(levels))
-        places = [self.root, *self._below(levels[:1]), *mailboxes] if makes else mailboxes
-        if not places or any(map(_is_open, places)):
+        mailboxes = self._below(levels)
+        parents = [self._below(levels[:depth]) for depth in range(len(levels))] if makes else []
+        if any(len(places) == _LOOKED_AT for places in (mailboxes, *parents)):
+            return ""  # there may be more, which nobody has looked at
+        if any(map(_takes_mail, mailboxes)) or any(map(_is_open, itertools.chain(*parents))):
             return ""
-        return f"nothing can be written below {self.root}" if makes else f"mailboxes such as {places[0]} are closed"
+        if makes:
+            return f"nothing can be written below {self.root}"
+        return f"mailboxes such as {mailboxes[0]} are closed" if mailboxes else ""
 
-    def _below(self, levels: list[str]) -> Iterator[str]:
+    def _below(self, levels: list[str]) -> list[str]:
         pattern = os.path.join(glob.escape(self.root), *levels)
-        return filter(os.path.isdir, itertools.islice(glob.iglob(pattern), _LOOKED_AT))
+        return list(itertools.islice(filter(os.path.isdir, glob.iglob(pattern)), _LOOKED_AT))
+
+
+def _takes_mail(mailbox: str) -> bool:
+    below = os.path.join(mailbox, "tmp")
+    return _is_open(below if os.path.isdir(below) else mailbox)
 
 
 def _is_open(directory: str) -> bool:
-    """Whether something can be stored in it; in a mailbox that is decided by tmp/."""
-    below = os.path.join(directory, "tmp")
-    return os.access(below if os.path.isdir(below) else directory, os.W_OK | os.X_OK, effective_ids=True)
+    return os.access(directory, os.W_OK | os.X_OK, effective_ids=True)
 
 
 def check_template(template: str) -> str:

@@ -6,7 +6,7 @@ import grp
 import os
 import pwd
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 
@@ -48,21 +48,23 @@ def become(identity: Identity | None) -> None:
 
 @contextmanager
 def acting_as(identity: Identity | None) -> Iterator[None]:
-    """Have root do something with another user's rights; PermissionError when it may not, as in some containers."""
+    """Have root do something with another user's rights; PermissionError when it may not, as in some containers.
+
+    Whatever happens, it has its own again afterwards.
+    """
     if identity is None:
         yield
         return
     user, group, groups = os.geteuid(), os.getegid(), os.getgroups()
-    with _told_whose_rights():
-        os.setgroups(identity.groups)
-        os.setegid(identity.group)
-        os.seteuid(identity.user)
-    try:
+    with ExitStack() as changed:
+        with _told_whose_rights():
+            os.setgroups(identity.groups)
+            changed.callback(os.setgroups, groups)
+            os.setegid(identity.group)
+            changed.callback(os.setegid, group)
+            os.seteuid(identity.user)
+            changed.callback(os.seteuid, user)
         yield
-    finally:
-        os.seteuid(user)
-        os.setegid(group)
-        os.setgroups(groups)
 
 
 @contextmanager

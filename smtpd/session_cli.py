@@ -56,12 +56,16 @@ def session(file: Path | None, ip: str, listener: str) -> None:
 
 
 def _hide_standard_error() -> bool:
-    """Keep standard error from the client when it is the socket that the replies go to, as inetd has it."""
-    if not (stat.S_ISSOCK(os.fstat(1).st_mode) and os.path.sameopenfile(1, 2)):
-        return False
+    """Keep standard error from the client when it is the socket that the replies go to, as inetd has it, or closed."""
+    try:
+        if not (os.path.sameopenfile(1, 2) and stat.S_ISSOCK(os.fstat(1).st_mode)):
+            return False
+    except OSError:
+        pass  # what is opened next would get the number of one that is closed
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
+    if nowhere != 2:
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
     return True
 
 

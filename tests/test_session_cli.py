@@ -91,6 +91,13 @@ def test_client_of_inetd_never_sees_the_log(config: Path) -> None:
     assert [line["at"] for line in refusals(config)] == ["RCPT"]
 
 
+def test_log_has_its_place_where_standard_error_is_closed(config: Path) -> None:
+    command = ("sh", "-c", 'exec "$@" 2>&-', "sh", *COMMAND, str(config))
+    done = subprocess.run(command, input=REFUSED + b"QUIT\r\n", stdout=subprocess.PIPE, timeout=PATIENCE, check=False)
+    assert done.returncode == 0
+    assert [line["at"] for line in refusals(config)] == ["RCPT"]
+
+
 def test_client_of_inetd_is_known_by_its_own_address(config: Path) -> None:
     with started_by_inetd(config, "127.0.0.9") as (client, _):
         client.sendall(REFUSED + b"QUIT\r\n")

@@ -1,5 +1,6 @@
 """What no table can know alone: names that lead nowhere, and settings that contradict each other."""
 
+import stat
 from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path as FilePath
@@ -8,6 +9,7 @@ from smtpd.addresses import AddressError, parse_address
 from smtpd.config.listeners import split_address
 from smtpd.config.models import Config
 from smtpd.config.problems import Finding, Path, closest
+from smtpd.config.rights import lacks
 from smtpd.config.validation import Draft
 from smtpd.config.values import placeholders
 from smtpd.recipient_map import RecipientMap
@@ -220,7 +222,7 @@ def named_files(config: Config) -> Iterator[tuple[Path, str]]:
 
 def _files(config: Config) -> Iterator[Finding]:
     for path, name in named_files(config):
-        if not FilePath(name).is_file():
+        if lacks(FilePath(name), stat.S_ISREG):
             yield Finding(path, f"there is no such file: {name}")
-    if config.spool is not None and not FilePath(config.spool).is_dir():
+    if config.spool is not None and lacks(FilePath(config.spool), stat.S_ISDIR):
         yield Finding(("spool",), f"there is no such directory: {config.spool}")

@@ -2,7 +2,8 @@
 
 import os
 import pwd
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,11 +46,26 @@ class Rights:
 
     def writing(self, file: Path) -> str:
         """Why a file cannot be written, or made when it is not there."""
-        return self._ask(file, os.W_OK, "write") if os.path.exists(file) else self.making_in(file.parent)
+        with self.held():  # root may see less, where its rights are cut or the file is on another machine
+            is_there, target = os.path.exists(file), Path(os.path.realpath(file))
+        if is_there:
+            return self._ask(file, os.W_OK, "write")
+        # A link to nowhere has the file made where it leads.
+        return self.making_in(target.parent if os.path.islink(file) else file.parent)
 
     def making_in(self, directory: Path) -> str:
         """Why nothing can be made in a directory."""
         return self._ask(directory, os.W_OK | os.X_OK, "make files in")
+
+    def lacks_file(self, file: Path) -> bool:
+        """Whether there is certainly no such file."""
+        with self.held():
+            return lacks(file, stat.S_ISREG)
+
+    def lacks_directory(self, directory: Path) -> bool:
+        """Whether there is certainly no such directory."""
+        with self.held():
+            return lacks(directory, stat.S_ISDIR)
 
     def listening(self, port: int) -> str:
         """Why a port cannot be had that is bound without root's rights."""
@@ -62,12 +78,22 @@ class Rights:
         if not self.are_known:
             return ""
         with self.held():
-            for directory in reversed(Path(os.path.abspath(path)).parents):
+            for directory in reversed(path.parents):  # of a relative path only those that are walked through
                 if not _may(directory, os.X_OK):
                     return f"user {self.user} cannot enter {directory}, so not {verb} {path}"
             if _may(path, mode):
                 return ""
             return f"user {self.user} cannot {verb} {path}{_why(path)}"
+
+
+def lacks(path: Path, is_right: Callable[[int], bool]) -> bool:
+    """Whether it is not there, or something else; not when it is behind a door that is closed to us."""
+    try:
+        return not is_right(os.stat(path).st_mode)
+    except PermissionError:
+        return False
+    except (OSError, ValueError):
+        return True
 
 
 def _is_me(name: str | None) -> bool:

@@ -3,6 +3,7 @@
 import grp
 import os
 import pwd
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
 
@@ -10,7 +11,7 @@ from smtpd.config.checks import named_files
 from smtpd.config.listeners import split_address
 from smtpd.config.models import Config, LogOptions
 from smtpd.config.problems import Finding, Path
-from smtpd.config.rights import Rights
+from smtpd.config.rights import Rights, lacks
 from smtpd.log import Log
 from smtpd.metrics import Metrics
 from smtpd.options import ExistingFile, Options, WrittenFile
@@ -56,7 +57,8 @@ def find_trouble_ahead(config: Config, file: FilePath, secrets: Mapping[Path, st
 
 def _parts(config: Config) -> Iterator[tuple[Path, Options]]:
     running = {name: options for name, options in config.filters.items() if options.mode != "off"}
-    for group, tables in (("agents", config.agents), ("filters", running), ("auth", config.auth.tables)):
+    asked = {name: options for name, options in config.auth.tables.items() if name in config.auth.providers}
+    for group, tables in (("agents", config.agents), ("filters", running), ("auth", asked)):
         for name, options in tables.items():
             yield (group, name), options
 
@@ -90,19 +92,23 @@ def _files(path: Path, table: object, rights: Rights) -> Iterator[Finding]:
 def _problem_of_file(mark: object, name: str, rights: Rights) -> str:
     if isinstance(mark, ExistingFile):
         file = FilePath(name)
-        return rights.reading(file) or ("" if os.path.isfile(file) else f"there is no such file: {name}")
+        return rights.reading(file) or (f"there is no such file: {name}" if rights.lacks_file(file) else "")
     return _problem_of_written(FilePath(name), rights) if isinstance(mark, WrittenFile) else ""
 
 
 def _problem_of_written(file: FilePath, rights: Rights) -> str:
     if os.path.isdir(file):
         return f"is a directory: {file}"
-    return rights.writing(file) or ("" if os.path.isdir(file.parent) else f"there is no such directory: {file.parent}")
+    missing = f"there is no such directory: {file.parent}" if rights.lacks_directory(file.parent) else ""
+    return rights.writing(file) or missing
 
 
 def _written(path: Path, value: str, prefix: str, rights: Rights) -> Iterator[Finding]:
     """A file that is made when it is not there."""
-    if value.startswith(prefix) and (problem := _problem_of_written(FilePath(value.removeprefix(prefix)), rights)):
+    if not value.startswith(prefix):
+        return
+    file = FilePath(value.removeprefix(prefix))
+    if problem := _problem_of_written(file.absolute() if prefix == "sqlite:" else file, rights):  # as the store does
         yield Finding(path, problem)
 
 
@@ -110,14 +116,15 @@ def _unix_sockets(config: Config) -> Iterator[Finding]:
     for name, listener in config.listeners.items():
         for address in listener.address:
             kind, place, _ = split_address(address)
-            if kind == "unix" and not os.path.isdir(FilePath(place).parent):
+            if kind == "unix" and lacks(FilePath(place).parent, stat.S_ISDIR):
                 yield Finding(("listeners", name, "address"), f"there is no such directory: {FilePath(place).parent}")
 
 
 def _closed(config: Config, rights: Rights) -> Iterator[Finding]:
     """What is there, but not for the user that the server runs as."""
     for path, name in named_files(config):
-        if problem := rights.reading(FilePath(name)):
+        is_used = config.metrics.enabled or path[0] != "metrics"
+        if is_used and (problem := rights.reading(FilePath(name))):
             yield Finding(path, problem)
     if config.spool is not None and (problem := rights.making_in(FilePath(config.spool))):
         yield Finding(("spool",), problem)
@@ -137,8 +144,12 @@ def _closed(config: Config, rights: Rights) -> Iterator[Finding]:
 
 def _closed_database(url: str, rights: Rights) -> str:
     """SQLite has two more files beside the database, which come and go."""
-    file = FilePath(url.removeprefix("sqlite:"))
-    if file == FilePath(url) or not os.path.isfile(file):
+    if not url.startswith("sqlite:"):
+        return ""
+    with rights.held():
+        file = FilePath(os.path.realpath(url.removeprefix("sqlite:")))  # they stand where a link leads
+        is_there = os.path.isfile(file)
+    if not is_there:
         return ""
     problems = (rights.writing(file.with_name(file.name + end)) for end in ("-wal", "-shm"))
     return next(filter(None, problems), "")

@@ -3,12 +3,15 @@
 import errno
 import os
 import pwd
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from smtpd.config.load import check
+from smtpd.config.rights import lacks
+from smtpd.identity import acting_as, find_identity
 
 IS_ROOT = os.geteuid() == 0
 USER = "nobody" if IS_ROOT else pwd.getpwuid(os.geteuid()).pw_name
@@ -214,3 +217,100 @@ def test_root_that_may_not_become_the_user_is_found(problems: Problems, monkeypa
     monkeypatch.setattr(os, "setgroups", forbid)  # as in a container without CAP_SETGID
     said = "root may not become another user here (CAP_SETUID, CAP_SETGID): Operation not permitted"
     assert problems("") == [f"user: {said}"]
+
+
+def test_a_file_that_is_made_where_a_link_leads_is_no_problem(problems: Problems, directory: Path) -> None:
+    (directory / "logs").mkdir()
+    (directory / "logs").chmod(0o777)
+    (directory / "place").mkdir()
+    (directory / "place" / "log").symlink_to(directory / "logs" / "log")
+    (directory / "place").chmod(0o555)
+    tables = f'[smtpd.log]\nto = "file:{directory}/place/log"\n'
+    assert problems(tables) == []
+    (directory / "logs").chmod(0o555)
+    assert problems(tables) == [f"log.to: user {USER} cannot make files in {directory}/logs"]
+
+
+def test_the_files_beside_a_database_stand_where_a_link_leads(problems: Problems, directory: Path) -> None:
+    (directory / "data").mkdir()
+    (directory / "data").chmod(0o777)
+    (directory / "data" / "state.db").touch()
+    (directory / "data" / "state.db").chmod(0o666)
+    (directory / "place").mkdir()
+    (directory / "place" / "state.db").symlink_to(directory / "data" / "state.db")
+    (directory / "place").chmod(0o555)
+    tables = f'[smtpd.state]\nurl = "sqlite:{directory}/place/state.db"\n'
+    assert problems(tables) == []
+    (directory / "data").chmod(0o555)
+    assert problems(tables) == [f"state.url: user {USER} cannot make files in {directory}/data"]
+
+
+def test_a_relative_file_does_not_need_the_directories_above(
+    problems: Problems, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (directory / "closed" / "open").mkdir(parents=True)
+    (directory / "closed" / "open").chmod(0o777)
+    monkeypatch.chdir(directory / "closed" / "open")
+    (directory / "closed").chmod(0)
+    assert problems('[smtpd.log]\nto = "file:log"\n') == []
+
+
+def test_mailboxes_may_stand_deeper(problems: Problems, directory: Path) -> None:
+    boxes = directory / "mail" / "example.com" / "boxes"
+    boxes.mkdir(parents=True)
+    tables = store(directory / "mail" / "{domain}" / "boxes" / "{user}", '"any"')
+    for place in (boxes, *boxes.parents[:2]):
+        place.chmod(0o555)
+    assert len(problems(tables)) == 1
+    boxes.chmod(0o777)
+    assert problems(tables) == []
+
+
+def test_a_mailbox_named_tmp_says_nothing_about_the_others(problems: Problems, directory: Path) -> None:
+    (directory / "mail" / "tmp").mkdir(parents=True)
+    (directory / "mail" / "tmp").chmod(0o555)
+    (directory / "mail").chmod(0o777)
+    assert problems(store(directory / "mail" / "{user}", '"any"')) == []
+
+
+def test_one_open_mailbox_is_found_among_many(problems: Problems, directory: Path) -> None:
+    for number in range(150):
+        (directory / "mail" / str(number)).mkdir(parents=True)
+        (directory / "mail" / str(number)).chmod(0o555)
+    *_, last = os.scandir(directory / "mail")
+    os.chmod(last.path, 0o777)
+    assert problems(store(directory / "mail" / "{user}", '"existing"')) == []
+
+
+def test_what_is_never_used_needs_no_rights(problems: Problems, directory: Path) -> None:
+    (directory / "key").touch(0)
+    (directory / "key").chmod(0)
+    tables = (
+        f'[smtpd.auth]\nproviders = []\n[smtpd.auth.old]\ntype = "file"\npath = "{directory}/no/users"\n'
+        f'[smtpd.metrics]\nenabled = false\ncert_file = "{directory}/key"\nkey_file = "{directory}/key"\n'
+    )
+    assert problems(tables) == []
+
+
+def test_what_is_behind_a_door_that_is_closed_to_us_may_well_be_there(directory: Path) -> None:
+    (directory / "closed").mkdir(0)
+    identity = find_identity(USER, None)
+    with acting_as(identity):
+        assert not lacks(directory / "closed" / "file", stat.S_ISREG)
+        assert lacks(directory / "file", stat.S_ISREG)
+        assert lacks(directory, stat.S_ISREG)
+        assert not lacks(directory, stat.S_ISDIR)
+
+
+def test_certificates_behind_a_closed_door_are_no_traceback(problems: Problems, directory: Path) -> None:
+    closed = directory / "closed"
+    closed.mkdir(0)
+    tables = f'[smtpd.tls]\ncert_file = "{closed}/cert"\nkey_file = "{closed}/key"\n'
+    problems(tables, top=f'spool = "{closed}/spool"')
+    with acting_as(find_identity(USER, None)):  # as an ordinary user would check
+        said = [problem.message for problem in check(directory / "config.toml", {}).problems]
+    assert said == [
+        f"user {USER} cannot enter {closed}, so not make files in {closed}/spool",
+        f"user {USER} cannot enter {closed}, so not read {closed}/cert",
+        f"user {USER} cannot enter {closed}, so not read {closed}/key",
+    ]
