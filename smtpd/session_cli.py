@@ -8,6 +8,7 @@ import socket
 import stat
 import sys
 import syslog
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,11 +58,9 @@ def session(file: Path | None, ip: str, listener: str) -> None:
 
 def _hide_standard_error() -> bool:
     """Keep standard error from the client when it is the socket that the replies go to, as inetd has it, or closed."""
-    try:
+    with suppress(OSError):  # of one that is closed: what is opened next would get its number
         if not (os.path.sameopenfile(1, 2) and stat.S_ISSOCK(os.fstat(1).st_mode)):
             return False
-    except OSError:
-        pass  # what is opened next would get the number of one that is closed
     nowhere = os.open(os.devnull, os.O_WRONLY)
     if nowhere != 2:
         os.dup2(nowhere, 2)
