@@ -92,6 +92,13 @@ class Answering:
         elif self._errs_too_often:
             self._leave(replies.TOO_MANY_ERRORS)
 
+    def _refuse_sender(self, reply: Reply, mail: Transaction) -> None:
+        """Say no to MAIL: there is no transaction, and the filters hear of no end."""
+        self._refuse(reply)
+        self.service.policy.abort(mail)
+        self.in_flight = None
+        self.channel.burst = 0
+
     @property
     def _errs_too_often(self) -> bool:
         limit = self.service.config.limits.errors_per_session

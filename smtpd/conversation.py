@@ -211,10 +211,7 @@ class Conversation(Answering):
         elif not service.policy.mail.idle:
             reply = await self.channel.run(service.policy.mail(mail))
         if reply is not None:
-            self._refuse(reply)
-            service.policy.abort(mail)
-            self.in_flight = None
-            self.channel.burst = 0
+            self._refuse_sender(reply, mail)
             return
         self._say(replies.SENDER_OK)
 
