@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from smtpd import replies
 from smtpd.addresses import Address
 from smtpd.findings import results_told
 from smtpd.metrics import AuthResult, DeliveryResult
 from smtpd.model import Recipient, Session, TlsInfo, Transaction
+from smtpd.outcome import Outcome
 from smtpd.policy import Decision
 from smtpd.replies import Reply
 from smtpd.service import Service
-
-if TYPE_CHECKING:
-    from smtpd.handover import Outcome
 
 MAX_TOLD = 40  # decisions in one line
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from smtpd.acceptor import Acceptor, accept
 from smtpd.config import Config, TlsOptions
+from smtpd.config.listeners import combinations
 from smtpd.dns import Resolver, make_resolver
 from smtpd.exporter import Exporter
 from smtpd.generation import AgentMaker, FilterMaker, Generation, OwnParts, check
@@ -19,8 +20,9 @@ from smtpd.limits import ConnectionLimits, ContentBudget
 from smtpd.log import Log
 from smtpd.metrics import Metrics, Slots
 from smtpd.sockets import Inherited, bind, describe
-from smtpd.store import Store, open_store
-from smtpd.tls import Certificates, Contexts, TlsError, combinations
+from smtpd.state import open_store
+from smtpd.store import Store
+from smtpd.tls import Certificates, Contexts, TlsError
 from smtpd.wire import Connection, Gate
 
 START_SECONDS = 60.0  # for everything in a configuration that is reloaded: the next reload waits for it
@@ -279,7 +281,7 @@ class Server:
         """Use those that a configuration names; on TlsError those in use stay."""
         if self._contexts is not None or config.tls is None or not config.tls.cert_file:
             return
-        wanted = combinations(config)
+        wanted = combinations(config.listeners.values())
         if self._certificates is not None:
             self._certificates.configure(config.tls, wanted)
             return

@@ -3,7 +3,7 @@
 What must outlive a session is kept here and nowhere else, so that processes can share it. A space belongs to
 one user of the store ("delivered", "refused" of the journal), who may have very many with a few values each: whether
 one is empty is the question that costs least. Keys are short and say nothing about people; whoever puts decides how
-long a value lives. Which backend holds it is the operator's choice (`open_store`).
+long a value lives. Which backend holds it is the operator's choice (`state.py`).
 
 OSError
   StoreError    the store cannot be used: a full or read-only disk, a file that is not ours
@@ -12,7 +12,6 @@ OSError
 from __future__ import annotations
 
 import heapq
-import time
 from collections.abc import Callable, Sized
 from typing import Protocol
 
@@ -148,21 +147,3 @@ def check_value(value: bytes) -> None:
     """ValueError for a value that no backend takes."""
     if len(value) > MAX_VALUE:
         raise ValueError(f"a value of {len(value)} octets is too big to be kept")
-
-
-def open_store(url: str) -> Store:
-    """Make the store that `[smtpd.state] url` names: "memory:" or "sqlite:PATH"; ValueError for anything else.
-
-    Nothing is opened before `start`. The text of the error holds nothing of `url`, which may hold a password.
-    """
-    scheme, _, rest = url.partition(":")
-    if url == "memory:":
-        return MemoryStore(time.monotonic)
-    if scheme in ("redis", "rediss"):
-        raise ValueError('redis is not supported yet: state is kept in "memory:" or "sqlite:PATH"')
-    # SQLite itself would read ":memory:" as a database that vanishes, and each connection would have its own.
-    if scheme != "sqlite" or not rest or rest.startswith(":") or "\0" in rest:
-        raise ValueError('state is kept in "memory:" or "sqlite:PATH"')
-    from smtpd.sqlite_store import SqliteStore
-
-    return SqliteStore(rest, time.time)

@@ -38,13 +38,12 @@ from smtpd.model import TlsInfo
 from smtpd.replies import clean
 
 if TYPE_CHECKING:
-    from smtpd.config import Config
     from smtpd.log import Log
     from smtpd.metrics import Metrics
 
 __all__ = [
     "CERTIFICATE_EXPIRY", "Certificates", "ClientCertificates", "Combination", "Contexts", "Settings", "TlsError",
-    "combinations", "describe", "make_developer_certificate",
+    "describe", "make_developer_certificate",
 ]  # fmt: skip
 
 type ClientCertificates = Literal["off", "optional", "required"]
@@ -102,12 +101,6 @@ class Combination(NamedTuple):
 
     session_tickets: bool
     client_certificates: ClientCertificates
-
-
-def combinations(config: Config) -> list[Combination]:
-    """What the listeners of a configuration will ask for."""
-    switches = [listener.switches() for listener in config.listeners.values()]
-    return [Combination(one.session_tickets, one.client_certificates) for one in switches if one.tls != "off"]
 
 
 class ServerConnection(ssl.SSLObject):

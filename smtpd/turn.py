@@ -9,10 +9,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from smtpd.channel import Channel
+
+class Speaker(Protocol):
+    """What takes part in a turn: a channel."""
+
+    def go_on(self) -> None:
+        """Handle what came in this turn."""
+
+    def flush(self) -> None:
+        """Send what was said in this turn."""
 
 
 class Turn:
@@ -21,18 +28,18 @@ class Turn:
     __slots__ = ("_hearing", "_is_due", "_speaking")
 
     def __init__(self) -> None:
-        self._hearing: deque[Channel] = deque()
-        self._speaking: deque[Channel] = deque()
+        self._hearing: deque[Speaker] = deque()
+        self._speaking: deque[Speaker] = deque()
         self._is_due = False
 
-    def hears(self, channel: Channel, loop: asyncio.AbstractEventLoop) -> None:
+    def hears(self, channel: Speaker, loop: asyncio.AbstractEventLoop) -> None:
         """Let it go on when all octets of this turn are there."""
         self._hearing.append(channel)
         if not self._is_due:
             self._is_due = True
             loop.call_soon(self._end, loop)
 
-    def speaks(self, channel: Channel, loop: asyncio.AbstractEventLoop) -> None:
+    def speaks(self, channel: Speaker, loop: asyncio.AbstractEventLoop) -> None:
         """Let it be flushed at the end of this turn."""
         self._speaking.append(channel)
         if not self._is_due:

@@ -12,7 +12,7 @@ from log_lines import Lines
 from smtpd.config import LogOptions
 from smtpd.dns import Answer, CachingResolver, Mx, Type, make_resolver
 from smtpd.dns.aiodns_backend import AiodnsBackend
-from smtpd.dns.backend import make_backend
+from smtpd.dns.choice import make_backend
 from smtpd.dns.dnspython_backend import DnspythonBackend
 from smtpd.log import Log
 from smtpd.metrics import Metrics

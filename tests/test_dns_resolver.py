@@ -10,7 +10,8 @@ from manual_clock import ManualClock
 
 from smtpd.config import LogOptions
 from smtpd.dns import INVALID, Answer, CachingResolver, DnsOptions, LimitedResolver, RecordingResolver, Type
-from smtpd.dns.backend import Backend, make_backend
+from smtpd.dns.backend import Backend
+from smtpd.dns.choice import make_backend
 from smtpd.dns.options import split_nameserver
 from smtpd.log import Log
 from smtpd.metrics import Metrics

@@ -10,7 +10,8 @@ from hypothesis import strategies as some
 from manual_clock import ManualClock
 
 from smtpd.sqlite_store import SqliteStore
-from smtpd.store import MAX_VALUE, MemoryStore, Store, StoreError, open_store
+from smtpd.state import open_store
+from smtpd.store import MAX_VALUE, MemoryStore, Store, StoreError
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from smtpd.config.problems import Finding, Path, closest
 from smtpd.config.rights import lacks
 from smtpd.config.validation import Draft
 from smtpd.config.values import placeholders
+from smtpd.domains import covering_key, find_dead_ends
 from smtpd.recipient_map import RecipientMap
 from smtpd.replies import all_replies
 from smtpd.rewriting import DENY
-from smtpd.routing import covering_key, find_dead_ends
 
 
 def find_mistakes(config: Config, draft: Draft, *, files: bool) -> Iterator[Finding]:

@@ -1,12 +1,13 @@
 """One listener's table, and the explicit switches its mode stands for."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
 from smtpd.options import Bytes, Networks, Options
+from smtpd.tls import Combination
 
 Mode = Literal["smtp", "smtps", "submission", "alt", "lmtp"]
 Tls = Literal["off", "starttls", "implicit"]
@@ -149,3 +150,9 @@ class Listener(Options):
             prdr=preset.prdr if self.prdr is None else self.prdr and not preset.lmtp,
             lmtp=preset.lmtp,
         )
+
+
+def combinations(listeners: Iterable[Listener]) -> list[Combination]:
+    """What TLS contexts these listeners will ask for."""
+    switches = [listener.switches() for listener in listeners]
+    return [Combination(one.session_tickets, one.client_certificates) for one in switches if one.tls != "off"]

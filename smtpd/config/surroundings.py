@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
 
 from smtpd.config.checks import named_files
-from smtpd.config.listeners import split_address
+from smtpd.config.listeners import combinations, split_address
 from smtpd.config.models import Config, LogOptions
 from smtpd.config.problems import Finding, Path
 from smtpd.config.rights import Rights, lacks
 from smtpd.log import Log
 from smtpd.metrics import Metrics
 from smtpd.options import ExistingFile, Options, WrittenFile
-from smtpd.tls import Certificates, TlsError, combinations
+from smtpd.tls import Certificates, TlsError
 
 
 class _Nowhere:
@@ -159,7 +159,7 @@ def _certificates(config: Config) -> Iterator[Finding]:
     if config.tls is None or not config.tls.cert_file:
         return
     try:
-        wanted = combinations(config) if config.tls.client_ca_file else ()
+        wanted = combinations(config.listeners.values()) if config.tls.client_ca_file else ()
         Certificates(config.tls, Log(LogOptions(), sink=_Nowhere()), Metrics(), combinations=wanted)
     except TlsError as error:
         # Whoever checks may be somebody else than the server, and keys are private.

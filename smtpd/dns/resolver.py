@@ -14,8 +14,9 @@ from dataclasses import replace
 from typing import Protocol
 
 from smtpd.dns.answer import INVALID, STATUSES, TYPES, Answer, Type, normal_name, tempfail
-from smtpd.dns.backend import Backend, BackendError, load_libraries, make_backend
+from smtpd.dns.backend import Backend, BackendError
 from smtpd.dns.cache import Cache, Key
+from smtpd.dns.choice import load_libraries, make_backend
 from smtpd.dns.options import DnsOptions
 from smtpd.log import Log
 from smtpd.metrics import Counter, Gauge, Histogram, Metrics

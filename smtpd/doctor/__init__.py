@@ -5,10 +5,11 @@ from __future__ import annotations
 from smtpd.doctor.agents import check_agents
 from smtpd.doctor.blocklists import check_blocklists
 from smtpd.doctor.certificate import check_certificates
-from smtpd.doctor.clock import ClockState, check_clock
+from smtpd.doctor.clock import check_clock
 from smtpd.doctor.dkim_key import check_dkim
 from smtpd.doctor.examination import Check, DomainCheck, Examination, about, quiet_resolver, run
 from smtpd.doctor.finding import Finding, Level, worst
+from smtpd.doctor.kernel_clock import ClockState
 from smtpd.doctor.mail_exchanger import check_mx
 from smtpd.doctor.mta_sts import check_mta_sts
 from smtpd.doctor.nameservers import check_nameservers, system_nameservers

@@ -6,52 +6,14 @@ in step (adjtimex(2)), and a clock that stands before this program was installed
 
 from __future__ import annotations
 
-import ctypes
-import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from smtpd.doctor.examination import Examination
 from smtpd.doctor.finding import Finding
-
-if TYPE_CHECKING:
-    from smtpd.doctor.examination import Examination
 
 TOLERABLE_SECONDS = 60.0
 
-_TIME_ERROR = 5  # what adjtimex returns while nobody keeps the clock in step
 _ADVICE = "Run chrony, ntpd or systemd-timesyncd (on the host, if this is a container)."
-
-
-@dataclass(frozen=True, slots=True)
-class ClockState:
-    """What the kernel says; `max_error` in seconds."""
-
-    is_synchronised: bool
-    max_error: float
-
-
-class _Timex(ctypes.Structure):
-    # The head of Linux's struct timex; the rest is room that the kernel fills, too.
-    _fields_ = [
-        ("modes", ctypes.c_uint),
-        ("offset", ctypes.c_long),
-        ("frequency", ctypes.c_long),
-        ("max_error", ctypes.c_long),  # microseconds
-        ("rest", ctypes.c_byte * 512),
-    ]
-
-
-def read_clock() -> ClockState | None:
-    """Ask the kernel, changing nothing; None when it cannot be asked."""
-    if not sys.platform.startswith("linux"):
-        return None
-    state = _Timex()
-    try:
-        result: int = ctypes.CDLL(None).adjtimex(ctypes.byref(state))
-    except (OSError, AttributeError):
-        return None
-    return None if result < 0 else ClockState(result != _TIME_ERROR, state.max_error / 1_000_000)
 
 
 async def check_clock(examination: Examination) -> list[Finding]:

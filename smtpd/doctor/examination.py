@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from smtpd.doctor.clock import ClockState, read_clock
 from smtpd.doctor.finding import Finding
+from smtpd.doctor.kernel_clock import ClockState, read_clock
 
 if TYPE_CHECKING:
     from smtpd.config import Config

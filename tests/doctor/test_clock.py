@@ -1,7 +1,8 @@
 import pytest
 from patients import only, patient
 
-from smtpd.doctor.clock import ClockState, check_clock, read_clock
+from smtpd.doctor.clock import check_clock
+from smtpd.doctor.kernel_clock import ClockState, read_clock
 
 
 @pytest.mark.parametrize(
