@@ -4,6 +4,7 @@ import ast
 import re
 import tomllib
 from collections.abc import Iterable, Iterator
+from graphlib import TopologicalSorter
 from importlib import import_module
 from pathlib import Path
 
@@ -64,6 +65,29 @@ def test_plugins_import_the_server_and_not_each_other(path: Path) -> None:
     own = path.relative_to(TOP).parts[0]
     others = {"filters", "delivery_agents", "tests", "bench"} - {own}
     assert not [found for found in imported_modules(parse(path)) if found[1].partition(".")[0] in others]
+
+
+def room_of(module: str) -> str:
+    """A package is one room, and what a session carries for the policy makes the model a part of it."""
+    room = ".".join(module.split(".")[:2])
+    return "smtpd.policy" if room in ("smtpd.model", "smtpd.services") else room
+
+
+def entered_rooms(path: Path) -> Iterator[str]:
+    modules = {".".join(found.relative_to(TOP).with_suffix("").parts) for found in python_files("smtpd")}
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            inside = {f"{node.module}.{alias.name}" for alias in node.names} & modules
+            yield from inside or {node.module}
+
+
+def test_no_room_leads_back_to_itself() -> None:
+    rooms: dict[str, set[str]] = {}
+    for path in python_files("smtpd"):
+        room = room_of(".".join(path.relative_to(TOP).with_suffix("").parts))
+        entered = {room_of(name) for name in entered_rooms(path) if name.startswith("smtpd.")}
+        rooms.setdefault(room, set()).update(entered - {room})
+    TopologicalSorter(rooms).prepare()  # CycleError names the rooms
 
 
 @each(EVERYTHING)
