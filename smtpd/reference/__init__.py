@@ -6,6 +6,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from smtpd.reference.house import house_page
 from smtpd.reference.pages import agents_page, config_page, filters_page, metrics_page, replies_page
 from smtpd.reference.sample import sample_config
 from smtpd.reference.schema import config_schema
@@ -18,6 +19,7 @@ TEXTS: Mapping[str, Callable[[], str]] = {
     "docs/agents.md": agents_page,
     "docs/metrics.md": metrics_page,
     "docs/replies.md": replies_page,
+    "docs/house.md": house_page,
 }
 """Every file that is made, with what makes its text."""
 
