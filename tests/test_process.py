@@ -16,7 +16,7 @@ from dialogue import Client
 Serve = Callable[..., Server]
 BROKEN = "[smtpd]\nhostname = 5\n"
 FILTERS = """
-import asyncio, atexit, os, signal
+import asyncio, atexit, gc, os, signal, weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from smtpd import DeliveryAgent, Filter
@@ -51,6 +51,16 @@ class Store(DeliveryAgent):
     async def stop(self):
         self.services.log.info("tidied")
 
+class Lasting(DeliveryAgent):
+    alive = weakref.WeakSet()
+
+    async def start(self):
+        self.itself = self
+        self.alive.add(self)
+
+    async def stop(self):
+        self.services.log.info("left", alive=len(self.alive), set_aside=gc.get_freeze_count())
+
 class Slow(DeliveryAgent):
     async def stop(self):
         self.services.log.info("tidying")
@@ -67,6 +77,7 @@ busy = odd:Busy
 [smtpd.delivery_agents]
 tidy = odd:Store
 slow = odd:Slow
+lasting = odd:Lasting
 """
 
 
@@ -295,6 +306,17 @@ def test_server_that_is_told_to_end_while_it_reads_a_configuration_again_does_no
     assert [line["event"] for line in server.log if line["event"] in ("tidied", "stopped", "reloaded")] == [
         "tidied", "tidied", "stopped"
     ]  # fmt: skip
+
+
+def test_what_lasts_is_set_aside_until_a_reload_has_taken_its_place(starting: Callable[..., Server]) -> None:
+    server = starting("busy", agent="lasting", mode="off")
+    server.wait_for("ready")
+    for number in (1, 2):
+        server.process.send_signal(signal.SIGHUP)
+        left = server.wait_for("left", number)
+    assert left["set_aside"] > 10_000
+    assert server.stop() == 0
+    assert server.wait_for("left", 3)["alive"] == 2  # the first one was in a circle, and has been collected
 
 
 def test_the_last_of_two_hangups_brings_what_was_written_last(serve: Serve, directory: Path) -> None:
