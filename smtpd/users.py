@@ -86,7 +86,7 @@ class Options(ProviderOptions):
     waiting: Annotated[int, Field(ge=0)] = 64
     """Logins that may wait for a thread; one more is answered 454, and one of an address that has 3/4 of them."""
     remember: Seconds = 60.0
-    """How long a password that was right is not hashed again, seconds; 0 switches it off."""
+    """How long a password that was right is not hashed again, and waits behind nobody's hash, seconds; 0: never."""
 
     @property
     def cost(self) -> Cost:
@@ -115,6 +115,7 @@ class UserFile(CredentialProvider):
         self._path = Path(options.path)
         self._cost = options.cost
         self._workers = Workers(f"auth-{name}", threads=options.threads, waiting=options.waiting)
+        self._reader = Workers(f"users-{name}", threads=1, waiting=options.waiting)
         self._recent = RecentLogins(options.remember)
         self._loaded: tuple[files.Stamp, Users] | None = None
         self._reported: files.Stamp | None = None
@@ -130,6 +131,7 @@ class UserFile(CredentialProvider):
     async def stop(self) -> None:
         """Let the threads go."""
         self._workers.close()
+        self._reader.close()
 
     async def health(self) -> str | None:
         """A sentence when the file cannot be read now."""
@@ -141,9 +143,18 @@ class UserFile(CredentialProvider):
 
     async def check_password(self, user: str, password: str) -> str | None:
         """See `CredentialProvider`; an unknown user costs one hash as well."""
-        login = await self._workers.run(partial(self._check, user, password))
+        if await self._is_remembered(user, password):
+            login: str | None = user
+        else:
+            login = await self._workers.run(partial(self._check, user, password))
         self._report()
         return login
+
+    async def _is_remembered(self, user: str, password: str) -> bool:
+        """Who was right a moment ago waits for nobody's hash; and a wrong password does not get as far as the file."""
+        if self._loaded is None or not self._was_right(self._loaded[1], user, password):
+            return False
+        return await self._reader.run(lambda: self._was_right(self._current(), user, password))
 
     def _check(self, user: str, password: str) -> str | None:
         users = self._current()
@@ -151,13 +162,15 @@ class UserFile(CredentialProvider):
         if known is None:
             _matches(users.decoy, password)
             return None
-        token = self._recent.token(user, known, password)
-        if token in self._recent:
-            return user
-        if not _matches(known, password):
-            return None
-        self._recent.add(token)
+        if not self._was_right(users, user, password):
+            if not _matches(known, password):
+                return None
+            self._recent.add(self._recent.token(user, known, password))
         return user
+
+    def _was_right(self, users: Users, user: str, password: str) -> bool:
+        known = users.hashes.get(user)
+        return known is not None and self._recent.token(user, known, password) in self._recent
 
     def _current(self) -> Users:
         if self._loaded is not None and self._loaded[0] == files.stamp(self._path):

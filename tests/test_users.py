@@ -150,6 +150,18 @@ async def test_flood_of_logins_is_answered_with_try_again(path: Path) -> None:
     await provider.users.stop()
 
 
+async def test_who_was_right_a_moment_ago_does_not_wait_behind_a_flood(path: Path) -> None:
+    users.set_password(path, LOGIN, PASSWORD, Cost(passes=1, memory=64 << 20))
+    provider = Provider(path, threads=1, waiting=0)
+    await provider.users.start()
+    assert await provider.answer() == LOGIN
+    guess = asyncio.create_task(provider.answer(LOGIN, "guess"))
+    await asyncio.sleep(0)
+    assert await provider.answer() == LOGIN
+    await guess
+    await provider.users.stop()
+
+
 @pytest.mark.parametrize("cost", [CHEAP, OTHER_CHEAP])
 def test_unknown_user_costs_what_most_users_cost(cost: Cost) -> None:
     rare = CHEAP if cost is OTHER_CHEAP else OTHER_CHEAP
