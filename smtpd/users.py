@@ -10,16 +10,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import fcntl
-import hashlib
-import hmac
 import os
 import re
 import secrets
-import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,6 +33,7 @@ from smtpd.auth import (
     prepare_password,
 )
 from smtpd.options import Bytes, InputFile, Seconds
+from smtpd.recent_logins import RecentLogins
 from smtpd.workers import Workers
 
 if TYPE_CHECKING:
@@ -44,9 +41,13 @@ if TYPE_CHECKING:
 
 MAX_FILE = 64 << 20  # bytes; half a million users
 MAX_LOGIN = 255  # octets, RFC 4616 §2
+MAX_MEMORY = 4 << 30  # bytes of one hash
 DEVELOPER_LOGIN = "user@example.test"
 
-_HASH = re.compile(r"\$argon2(?:id|i|d)\$v=\d+\$m=\d+,t=\d+,p=\d+\$[A-Za-z0-9+/]{11,}\$[A-Za-z0-9+/]{16,}")
+_HASH = re.compile(
+    r"\$argon2(?:id|i|d)\$v=(?:16|19)\$m=(\d{1,10}),t=[1-9]\d{0,3},p=([1-9]\d{0,2})"
+    r"\$([A-Za-z0-9+/]{11,})\$([A-Za-z0-9+/]{16,})"
+)
 
 
 class UserFileError(Exception):
@@ -79,7 +80,7 @@ class Options(ProviderOptions):
     """The file, `login:hash` per line; made and edited with `smtpd user`."""
     time_cost: Annotated[int, Field(ge=1, le=100)] = DEFAULT_COST.passes
     """Passes of argon2 for new hashes; the hashes in the file carry their own."""
-    memory_cost: Annotated[Bytes, Field(ge=8 << 10, le=4 << 30)] = DEFAULT_COST.memory
+    memory_cost: Annotated[Bytes, Field(ge=8 << 10, le=MAX_MEMORY)] = DEFAULT_COST.memory
     """Memory of argon2 for new hashes, bytes."""
     threads: Annotated[int, Field(ge=1, le=64)] = 2
     """Passwords checked at the same time; each takes a core and the memory of its hash."""
@@ -193,41 +194,6 @@ class UserFile(CredentialProvider):
             log.warning("users-file-open-to-others", path=path, advice="take the rights of others away: chmod o=")
 
 
-class RecentLogins:
-    """Remembers which passwords were right a moment ago, by a keyed digest; the key never leaves the process.
-
-    The hash from the file is part of the digest, so a changed password is asked for at once.
-    """
-
-    def __init__(self, seconds: float, *, limit: int = 1000, clock: Callable[[], float] = time.monotonic) -> None:
-        self._seconds = seconds
-        self._limit = limit
-        self._clock = clock
-        self._key = secrets.token_bytes(32)
-        self._until: dict[bytes, float] = {}
-        self._lock = threading.Lock()
-
-    def token(self, *parts: str) -> bytes:
-        """The digest of one login."""
-        octets = [part.encode() for part in parts]
-        framed = b"".join(len(part).to_bytes(4) + part for part in octets)
-        return hmac.digest(self._key, framed, hashlib.sha256)
-
-    def add(self, token: bytes) -> None:
-        """Remember; the oldest goes when there are too many."""
-        with self._lock:
-            self._until.pop(token, None)
-            if self._seconds <= 0:
-                return
-            while len(self._until) >= self._limit:
-                del self._until[next(iter(self._until))]
-            self._until[token] = self._clock() + self._seconds
-
-    def __contains__(self, token: bytes) -> bool:
-        with self._lock:
-            return self._until.get(token, 0.0) > self._clock()
-
-
 def parse(content: bytes, cost: Cost = DEFAULT_COST) -> Users:
     """Read the lines of a users file; `cost` is for the decoy of a file without users."""
     hashes: dict[str, str] = {}
@@ -256,9 +222,25 @@ def _parse_line(entry: bytes) -> tuple[str, str]:
     login = prepare_name(name)
     if login is None:
         raise UserFileError("not a user name")
-    if not _HASH.fullmatch(known):
-        raise UserFileError("the hash is not an argon2 one")
+    if not _is_hash(known):
+        raise UserFileError("the hash is not an argon2 one, or not all of it")
     return login, known
+
+
+def _is_hash(text: str) -> bool:
+    """Whether argon2 makes sense of it; if not, each login of this user would be undecided: "try again", for ever."""
+    match = _HASH.fullmatch(text)
+    if match is None:
+        return False
+    memory, lanes, *parts = match.groups()
+    return 8 * int(lanes) <= int(memory) <= MAX_MEMORY >> 10 and all(map(_is_base64, parts))  # RFC 9106 §3.1
+
+
+def _is_base64(text: str) -> bool:
+    padded = text + "=" * (-len(text) % 4)
+    with suppress(ValueError):
+        return base64.b64encode(base64.b64decode(padded)).decode() == padded
+    return False
 
 
 def _decoy(hashes: Mapping[str, str], cost: Cost) -> str:
