@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Literal
 from weakref import WeakValueDictionary
+from zlib import crc32
 
 from smtpd import replies
 from smtpd.journal_entry import MAX_RECIPIENTS, Entry, decode_refusal, encode_refusal
@@ -335,8 +336,7 @@ def _identity(recipient: Recipient) -> str:
 
 def _refusal_room(sender: str, recipient: Recipient) -> str:
     """The space of a refusal: nobody else's mail need be asked about more than whether there is one."""
-    names = f"{sender}\0{recipient.address.text}".encode()
-    return f"{REFUSED}/{blake2b(names, digest_size=HINT // 2, person=b'smtpd refusal 1').hexdigest()}"
+    return f"{REFUSED}/{crc32(f'{sender}>{recipient.address.text}'.encode()):08x}"
 
 
 def _refusal_place(session: Session, sender: str, recipient: Recipient) -> _Place:
