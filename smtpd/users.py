@@ -13,6 +13,7 @@ import fcntl
 import os
 import re
 import secrets
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -198,7 +199,7 @@ def parse(content: bytes, cost: Cost = DEFAULT_COST) -> Users:
     """Read the lines of a users file; `cost` is for the decoy of a file without users."""
     hashes: dict[str, str] = {}
     problems: list[str] = []
-    for number, line in enumerate(content.splitlines(), 1):
+    for number, line in enumerate(_lines(content), 1):
         entry = line.strip()
         if not entry or entry.startswith(b"#"):
             continue
@@ -210,6 +211,10 @@ def parse(content: bytes, cost: Cost = DEFAULT_COST) -> Users:
         except UserFileError as error:
             problems.append(f"line {number}: {error}")
     return Users(hashes, tuple(problems), _decoy(hashes, cost))
+
+
+def _lines(content: bytes) -> list[bytes]:
+    return content.removeprefix(BOM_UTF8).splitlines()  # some editors put one there, and nobody would see it
 
 
 def _parse_line(entry: bytes) -> tuple[str, str]:
@@ -362,7 +367,7 @@ def _read_for_editing(path: Path) -> tuple[list[bytes], int, tuple[int, int] | N
         return [], 0o600, None
     status = path.stat()
     content, _ = files.read(path, max_bytes=MAX_FILE)
-    return content.splitlines(), status.st_mode & 0o660, (status.st_uid, status.st_gid)
+    return _lines(content), status.st_mode & 0o660, (status.st_uid, status.st_gid)
 
 
 def _explain(path: Path, error: OSError | ValueError) -> str:

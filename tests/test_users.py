@@ -265,6 +265,15 @@ def test_new_file_is_private_and_an_existing_one_keeps_owner_and_group_rights(pa
     assert os.listdir(path.parent) == ["users"]
 
 
+def test_mark_of_an_editor_in_front_of_the_first_line_is_no_part_of_it(path: Path) -> None:
+    path.write_bytes(b"\xef\xbb\xbf# a comment\r\n" + path.read_bytes())
+    assert users.load(path).problems == ()
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().splitlines()[1])
+    assert users.check_password(path, LOGIN, PASSWORD)
+    users.set_password(path, LOGIN, "new", CHEAP)
+    assert users.check_password(path, LOGIN, "new")
+
+
 def test_symlink_to_the_file_stays_one(path: Path) -> None:
     link = path.parent / "link"
     link.symlink_to("users")
