@@ -85,7 +85,7 @@ class Options(ProviderOptions):
     """Memory of argon2 for new hashes, bytes."""
     threads: Annotated[int, Field(ge=1, le=64)] = 2
     """Passwords checked at the same time; each takes a core and the memory of its hash."""
-    waiting: Annotated[int, Field(ge=0)] = 64
+    waiting: Annotated[int, Field(ge=0)] = 128  # at 0.2 s for a password the last one waits for 14 s
     """Logins that may wait for a thread; one more is answered 454, and one of an address that has 3/4 of them."""
     remember: Seconds = 60.0
     """How long a password that was right is not hashed again, and waits behind nobody's hash, seconds; 0: never."""
