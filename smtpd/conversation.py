@@ -247,7 +247,7 @@ class Conversation(Answering):
                 return replies.ANOTHER_STORE(address=recipient.address)
         if not policy.recipient.idle and (reply := await self.channel.run(policy.recipient(mail, recipient))):
             return reply
-        if service.journal.may_refuse and (
+        if service.journal.may_refuse(mail.sender.text, recipient) and (
             reply := await self.channel.run(service.journal.refusal(mail.session, mail.sender.text, recipient))
         ):
             in_flight.reminded.append(recipient)

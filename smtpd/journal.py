@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Literal
 from weakref import WeakValueDictionary
+from zlib import crc32
 
 from smtpd import replies
 from smtpd.journal_entry import MAX_RECIPIENTS, Entry, decode_refusal, encode_refusal
@@ -34,7 +35,7 @@ Guarantee = Literal["at-least-once", "at-most-once"]
 type _Place = tuple[str, str]  # space and key in the store
 
 DELIVERED = "delivered"  # space of entries by message; each hint has one of its own behind it
-REFUSED = "refused"  # space of refusals by client network, sender and recipient
+REFUSED = "refused"  # of refusals by client network, sender and recipient; a space for each sender and recipient
 
 _PART = 8  # octets of a length in front of each part of a digest
 _REMEMBERED_STATUS = ("5.1.", "5.2.")  # as in `delivery.combine`
@@ -79,10 +80,9 @@ class Journal:
         """Nothing can be remembered at all, so nothing need be asked; never with at-most-once."""
         return not self._at_most_once and not any(self._stirring)
 
-    @property
-    def may_refuse(self) -> bool:
-        """Whether `refusal` can have an answer for anybody; False is certain, and cheap to find out."""
-        return any(self._notes.pages) and not self._notes.is_empty(REFUSED)
+    def may_refuse(self, sender: str, recipient: Recipient) -> bool:
+        """Whether `refusal` can have an answer, to whichever client; False is certain, and cheap to find out."""
+        return any(self._notes.pages) and not self._notes.is_empty(_refusal_room(sender, recipient))
 
     def may_know(self, hint: str | None) -> bool:
         """Whether a message with this hint can be remembered or under way; False is certain, and cheap to find out.
@@ -95,10 +95,10 @@ class Journal:
 
     async def refusal(self, session: Session, sender: str, recipient: Recipient) -> Reply | None:
         """At RCPT: what was said about this recipient to the last attempt from this network with this sender."""
-        if self._notes.is_empty(REFUSED):
+        if not self.may_refuse(sender, recipient):
             return None
         try:
-            value = await self._notes.read(REFUSED, _refusal_key(session, sender, recipient))
+            value = await self._notes.read(*_refusal_place(session, sender, recipient))
             return decode_refusal(value) if value else None
         except OSError as error:
             self._notes.complain(error)
@@ -107,7 +107,7 @@ class Journal:
     async def forget_refusals(self, session: Session, sender: str, recipients: Iterable[Recipient]) -> None:
         """The client has heard them, and its message has come to an end: the next one is for the agents to judge."""
         for recipient in recipients:
-            await self._notes.write_or_spare(REFUSED, _refusal_key(session, sender, recipient), b"", 0.0)
+            await self._notes.write_or_spare(*_refusal_place(session, sender, recipient), b"", 0.0)
 
     async def settled(self, key: str | None, recipients: Sequence[Recipient]) -> dict[Recipient, Reply]:
         """Before hand-over: who needs no delivery, because they have the message, or (at-most-once) may have it."""
@@ -286,8 +286,7 @@ class Journal:
     async def _remember(self, session: Session, sender: str, outcomes: Mapping[Recipient, Reply]) -> None:
         refused = [
             self._notes.write_or_spare(
-                REFUSED,
-                _refusal_key(session, sender, recipient),
+                *_refusal_place(session, sender, recipient),
                 encode_refusal(reply),
                 self._remember_refusals,
             )
@@ -335,8 +334,14 @@ def _identity(recipient: Recipient) -> str:
     return _digest(recipient.agent, recipient.address.text)
 
 
-def _refusal_key(session: Session, sender: str, recipient: Recipient) -> str:
-    return _digest(_network(session.ip), sender, recipient.agent, recipient.address.text)
+def _refusal_room(sender: str, recipient: Recipient) -> str:
+    """The space of a refusal: nobody else's mail need be asked about more than whether there is one."""
+    return f"{REFUSED}/{crc32(f'{sender}>{recipient.address.text}'.encode()):08x}"
+
+
+def _refusal_place(session: Session, sender: str, recipient: Recipient) -> _Place:
+    digest = _digest(_network(session.ip), sender, recipient.agent, recipient.address.text)
+    return _refusal_room(sender, recipient), digest
 
 
 def _network(address: IPAddress) -> str:

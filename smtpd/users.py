@@ -10,16 +10,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import fcntl
-import hashlib
-import hmac
 import os
 import re
 import secrets
-import threading
-import time
+from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,6 +34,7 @@ from smtpd.auth import (
     prepare_password,
 )
 from smtpd.options import Bytes, InputFile, Seconds
+from smtpd.recent_logins import RecentLogins
 from smtpd.workers import Workers
 
 if TYPE_CHECKING:
@@ -44,9 +42,13 @@ if TYPE_CHECKING:
 
 MAX_FILE = 64 << 20  # bytes; half a million users
 MAX_LOGIN = 255  # octets, RFC 4616 §2
+MAX_MEMORY = 4 << 30  # bytes of one hash
 DEVELOPER_LOGIN = "user@example.test"
 
-_HASH = re.compile(r"\$argon2(?:id|i|d)\$v=\d+\$m=\d+,t=\d+,p=\d+\$[A-Za-z0-9+/]{11,}\$[A-Za-z0-9+/]{16,}")
+_HASH = re.compile(
+    r"\$argon2(?:id|i|d)\$v=(?:16|19)\$m=(\d{1,10}),t=[1-9]\d{0,3},p=([1-9]\d{0,2})"
+    r"\$([A-Za-z0-9+/]{11,})\$([A-Za-z0-9+/]{16,})"
+)
 
 
 class UserFileError(Exception):
@@ -79,14 +81,14 @@ class Options(ProviderOptions):
     """The file, `login:hash` per line; made and edited with `smtpd user`."""
     time_cost: Annotated[int, Field(ge=1, le=100)] = DEFAULT_COST.passes
     """Passes of argon2 for new hashes; the hashes in the file carry their own."""
-    memory_cost: Annotated[Bytes, Field(ge=8 << 10, le=4 << 30)] = DEFAULT_COST.memory
+    memory_cost: Annotated[Bytes, Field(ge=8 << 10, le=MAX_MEMORY)] = DEFAULT_COST.memory
     """Memory of argon2 for new hashes, bytes."""
     threads: Annotated[int, Field(ge=1, le=64)] = 2
     """Passwords checked at the same time; each takes a core and the memory of its hash."""
-    waiting: Annotated[int, Field(ge=0)] = 64
+    waiting: Annotated[int, Field(ge=0)] = 128  # at 0.2 s for a password the last one waits for 14 s
     """Logins that may wait for a thread; one more is answered 454, and one of an address that has 3/4 of them."""
     remember: Seconds = 60.0
-    """How long a password that was right is not hashed again, seconds; 0 switches it off."""
+    """How long a password that was right is not hashed again, and waits behind nobody's hash, seconds; 0: never."""
 
     @property
     def cost(self) -> Cost:
@@ -115,6 +117,7 @@ class UserFile(CredentialProvider):
         self._path = Path(options.path)
         self._cost = options.cost
         self._workers = Workers(f"auth-{name}", threads=options.threads, waiting=options.waiting)
+        self._reader = Workers(f"users-{name}", threads=1, waiting=options.waiting)
         self._recent = RecentLogins(options.remember)
         self._loaded: tuple[files.Stamp, Users] | None = None
         self._reported: files.Stamp | None = None
@@ -130,6 +133,7 @@ class UserFile(CredentialProvider):
     async def stop(self) -> None:
         """Let the threads go."""
         self._workers.close()
+        self._reader.close()
 
     async def health(self) -> str | None:
         """A sentence when the file cannot be read now."""
@@ -141,9 +145,18 @@ class UserFile(CredentialProvider):
 
     async def check_password(self, user: str, password: str) -> str | None:
         """See `CredentialProvider`; an unknown user costs one hash as well."""
-        login = await self._workers.run(partial(self._check, user, password))
+        if await self._is_remembered(user, password):
+            login: str | None = user
+        else:
+            login = await self._workers.run(partial(self._check, user, password))
         self._report()
         return login
+
+    async def _is_remembered(self, user: str, password: str) -> bool:
+        """Who was right a moment ago waits for nobody's hash; and a wrong password does not get as far as the file."""
+        if self._loaded is None or not self._was_right(self._loaded[1], user, password):
+            return False
+        return await self._reader.run(lambda: self._was_right(self._current(), user, password))
 
     def _check(self, user: str, password: str) -> str | None:
         users = self._current()
@@ -151,13 +164,15 @@ class UserFile(CredentialProvider):
         if known is None:
             _matches(users.decoy, password)
             return None
-        token = self._recent.token(user, known, password)
-        if token in self._recent:
-            return user
-        if not _matches(known, password):
-            return None
-        self._recent.add(token)
+        if not self._was_right(users, user, password):
+            if not _matches(known, password):
+                return None
+            self._recent.add(self._recent.token(user, known, password))
         return user
+
+    def _was_right(self, users: Users, user: str, password: str) -> bool:
+        known = users.hashes.get(user)
+        return known is not None and self._recent.token(user, known, password) in self._recent
 
     def _current(self) -> Users:
         if self._loaded is not None and self._loaded[0] == files.stamp(self._path):
@@ -180,46 +195,11 @@ class UserFile(CredentialProvider):
             log.warning("users-file-open-to-others", path=path, advice="take the rights of others away: chmod o=")
 
 
-class RecentLogins:
-    """Remembers which passwords were right a moment ago, by a keyed digest; the key never leaves the process.
-
-    The hash from the file is part of the digest, so a changed password is asked for at once.
-    """
-
-    def __init__(self, seconds: float, *, limit: int = 1000, clock: Callable[[], float] = time.monotonic) -> None:
-        self._seconds = seconds
-        self._limit = limit
-        self._clock = clock
-        self._key = secrets.token_bytes(32)
-        self._until: dict[bytes, float] = {}
-        self._lock = threading.Lock()
-
-    def token(self, *parts: str) -> bytes:
-        """The digest of one login."""
-        octets = [part.encode() for part in parts]
-        framed = b"".join(len(part).to_bytes(4) + part for part in octets)
-        return hmac.digest(self._key, framed, hashlib.sha256)
-
-    def add(self, token: bytes) -> None:
-        """Remember; the oldest goes when there are too many."""
-        with self._lock:
-            self._until.pop(token, None)
-            if self._seconds <= 0:
-                return
-            while len(self._until) >= self._limit:
-                del self._until[next(iter(self._until))]
-            self._until[token] = self._clock() + self._seconds
-
-    def __contains__(self, token: bytes) -> bool:
-        with self._lock:
-            return self._until.get(token, 0.0) > self._clock()
-
-
 def parse(content: bytes, cost: Cost = DEFAULT_COST) -> Users:
     """Read the lines of a users file; `cost` is for the decoy of a file without users."""
     hashes: dict[str, str] = {}
     problems: list[str] = []
-    for number, line in enumerate(content.splitlines(), 1):
+    for number, line in enumerate(_lines(content), 1):
         entry = line.strip()
         if not entry or entry.startswith(b"#"):
             continue
@@ -233,6 +213,10 @@ def parse(content: bytes, cost: Cost = DEFAULT_COST) -> Users:
     return Users(hashes, tuple(problems), _decoy(hashes, cost))
 
 
+def _lines(content: bytes) -> list[bytes]:
+    return content.removeprefix(BOM_UTF8).splitlines()  # some editors put one there, and nobody would see it
+
+
 def _parse_line(entry: bytes) -> tuple[str, str]:
     try:
         name, colon, known = entry.decode().partition(":")
@@ -243,9 +227,25 @@ def _parse_line(entry: bytes) -> tuple[str, str]:
     login = prepare_name(name)
     if login is None:
         raise UserFileError("not a user name")
-    if not _HASH.fullmatch(known):
-        raise UserFileError("the hash is not an argon2 one")
+    if not _is_hash(known):
+        raise UserFileError("the hash is not an argon2 one, or not all of it")
     return login, known
+
+
+def _is_hash(text: str) -> bool:
+    """Whether argon2 makes sense of it; if not, each login of this user would be undecided: "try again", for ever."""
+    match = _HASH.fullmatch(text)
+    if match is None:
+        return False
+    memory, lanes, *parts = match.groups()
+    return 8 * int(lanes) <= int(memory) <= MAX_MEMORY >> 10 and all(map(_is_base64, parts))  # RFC 9106 §3.1
+
+
+def _is_base64(text: str) -> bool:
+    padded = text + "=" * (-len(text) % 4)
+    with suppress(ValueError):
+        return base64.b64encode(base64.b64decode(padded)).decode() == padded
+    return False
 
 
 def _decoy(hashes: Mapping[str, str], cost: Cost) -> str:
@@ -367,7 +367,7 @@ def _read_for_editing(path: Path) -> tuple[list[bytes], int, tuple[int, int] | N
         return [], 0o600, None
     status = path.stat()
     content, _ = files.read(path, max_bytes=MAX_FILE)
-    return content.splitlines(), status.st_mode & 0o660, (status.st_uid, status.st_gid)
+    return _lines(content), status.st_mode & 0o660, (status.st_uid, status.st_gid)
 
 
 def _explain(path: Path, error: OSError | ValueError) -> str:

@@ -121,6 +121,9 @@ class Bench:
         found = await self.journal.settled(KEY, again)
         return [found.get(one) for one in again]
 
+    def may_refuse(self, who: Recipient, sender: str = SENDER) -> bool:
+        return self.journal.may_refuse(sender, who)
+
     async def heard(self, who: Recipient, *, ip: str = "192.0.2.1", sender: str = SENDER) -> Reply | None:
         return await self.journal.refusal(session(ip), sender, Recipient(who.address, who.agent, who.mailbox))
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as some
 from journal_bench import (
     EARLIER,
     FORMER_PLACE,
+    FULL,
     HINT,
     KEY,
     LATER,
@@ -38,7 +39,7 @@ from smtpd.journal import Journal
 from smtpd.limits import ContentBudget
 from smtpd.message_key import HINT as DIGITS
 from smtpd.message_key import message_key
-from smtpd.model import ContentSource, Message, Transaction
+from smtpd.model import ContentSource, Message, Recipient, Transaction
 from smtpd.policy import PASS, Filter, Verdict
 from smtpd.replies import Reply
 from smtpd.sqlite_store import SqliteStore
@@ -51,7 +52,9 @@ class Thorough(Journal):
     """Looks up every message and every recipient."""
 
     idle = False
-    may_refuse = True
+
+    def may_refuse(self, sender: str, recipient: Recipient) -> bool:
+        return True
 
     def may_know(self, hint: str | None) -> bool:
         return True
@@ -71,11 +74,21 @@ async def test_only_messages_with_the_hint_of_an_entry_have_to_be_looked_up() ->
 async def test_recipients_have_to_be_looked_up_only_while_a_refusal_is_kept() -> None:
     bench = Bench()
     await bench.attempt({bench.ann: TAKEN, bench.bob: LATER}, told=MIXED)
-    assert not bench.journal.may_refuse
+    assert not bench.may_refuse(bench.bob)
     await bench.attempt({bench.ann: TAKEN, bench.bob: NOBODY}, told=MIXED)
-    assert bench.journal.may_refuse
+    assert bench.may_refuse(bench.bob)
     bench.clock.now += 4 * 3600
-    assert not bench.journal.may_refuse
+    assert not bench.may_refuse(bench.bob)
+
+
+async def test_only_the_sender_and_the_recipient_of_a_refusal_have_to_be_looked_up() -> None:
+    bench = Bench()
+    await bench.attempt({bench.ann: TAKEN, bench.bob: NOBODY, bench.eve: FULL}, told=MIXED)
+    everybody = (bench.ann, bench.bob, bench.eve)
+    assert [bench.may_refuse(who) for who in everybody] == [False, True, True]
+    assert not any(bench.may_refuse(who, "eve@client.test") for who in everybody)
+    await bench.journal.forget_refusals(session(), SENDER, [bench.bob])
+    assert [bench.may_refuse(who) for who in everybody] == [False, False, True]
 
 
 async def test_with_at_most_once_every_message_is_looked_up() -> None:
@@ -118,7 +131,7 @@ async def test_what_the_store_did_not_take_has_to_be_looked_up_by_its_hint() -> 
     assert (bench.journal.may_know(HINT), bench.journal.may_know(ANOTHER)) == (True, False)
     bench.store.broken = {"is_empty"}
     assert bench.journal.may_know(ANOTHER), "others may have put something there"
-    assert bench.journal.may_refuse
+    assert bench.may_refuse(bench.bob)
 
 
 async def test_what_a_file_holds_at_the_start_has_to_be_looked_up_by_its_hint(tmp_path: Path) -> None:
@@ -129,7 +142,7 @@ async def test_what_a_file_holds_at_the_start_has_to_be_looked_up_by_its_hint(tm
         if first:
             await bench.attempt({bench.ann: TAKEN, bench.bob: NOBODY}, told=MIXED)
         assert (bench.journal.may_know(HINT), bench.journal.may_know(ANOTHER)) == (True, False)
-        assert bench.journal.may_refuse
+        assert bench.may_refuse(bench.bob)
         await store.stop()
 
 
@@ -208,7 +221,7 @@ async def _agrees(bench: Bench) -> None:
             assert not entry.delivered
             assert not entry.maybe
             assert journal.under_way(key, everybody) is None
-    if not journal.may_refuse:
+    if not bench.may_refuse(bench.bob):
         assert await journal.refusal(session(), SENDER, bench.bob) is None
 
 

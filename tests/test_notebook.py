@@ -20,7 +20,6 @@ from journal_bench import (
 )
 
 from smtpd import journal as journal_module
-from smtpd.journal import REFUSED
 from smtpd.notebook import COMPLAINT_SECONDS, MAX_SPARE
 from smtpd.store import MemoryStore, StoreError
 
@@ -153,7 +152,6 @@ async def test_an_entry_that_makes_no_sense_is_like_none(value: bytes) -> None:
 )
 async def test_a_refusal_that_makes_no_sense_is_not_said(value: bytes) -> None:
     bench = Bench()
-    key = journal_module._refusal_key(session(), SENDER, bench.bob)
-    await bench.store.put(REFUSED, key, value, 100)
+    await bench.store.put(*journal_module._refusal_place(session(), SENDER, bench.bob), value, 100)
     assert await bench.heard(bench.bob) is None
     assert [event for event, *_ in bench.complaints] == ["journal-failed"]

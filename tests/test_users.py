@@ -1,4 +1,5 @@
 import asyncio
+import base64
 import os
 import stat
 import threading
@@ -6,6 +7,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import argon2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +21,7 @@ from smtpd.metrics import Metrics
 from smtpd.plugins import PROVIDERS, find
 from smtpd.replies import Refused, Reply
 from smtpd.services import Services
-from smtpd.users import Cost, RecentLogins, UserFile, UserFileError
+from smtpd.users import Cost, UserFile, UserFileError
 
 CHEAP = Cost(passes=1, memory=8 << 10)
 OTHER_CHEAP = Cost(passes=2, memory=16 << 10)
@@ -110,6 +112,36 @@ async def test_bad_line_is_reported_and_locks_out_nobody_else(provider: Provider
     assert b"plain text" not in provider.lines.octets
 
 
+@pytest.mark.parametrize(
+    "known",
+    [
+        "$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$AAAAAAAAAAAAAAAAA",  # cut off
+        "$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$AAAAAAAAAAAAAAAAAB",  # as well, by two digits
+        "$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHR$AAAAAAAAAAAAAAAAAAAAAAAAAAA",
+        "$argon2id$v=19$m=7,t=1,p=1$c2FsdHNhbHQ$AAAAAAAAAAAAAAAAAAAAAAAAAAA",
+        "$argon2id$v=19$m=15,t=1,p=2$c2FsdHNhbHQ$AAAAAAAAAAAAAAAAAAAAAAAAAAA",
+        "$argon2id$v=19$m=8,t=0,p=1$c2FsdHNhbHQ$AAAAAAAAAAAAAAAAAAAAAAAAAAA",
+        "$argon2id$v=19$m=8,t=1,p=0$c2FsdHNhbHQ$AAAAAAAAAAAAAAAAAAAAAAAAAAA",
+        "$argon2id$v=20$m=8,t=1,p=1$c2FsdHNhbHQ$AAAAAAAAAAAAAAAAAAAAAAAAAAA",
+        "$argon2id$v=19$m=4194305,t=1,p=1$c2FsdHNhbHQ$AAAAAAAAAAAAAAAAAAAAAAAAAAA",
+    ],
+)
+async def test_hash_that_argon2_makes_no_sense_of_is_a_bad_line(provider: Provider, known: str) -> None:
+    with provider.path.open("a") as file:
+        file.write(f"bob:{known}\n")
+    assert await provider.answer("bob", "battery") is replies.AUTH_FAILED
+    assert provider.events() == ["users-loaded", "users-loaded", "users-file-problems"]
+
+
+@given(st.binary(min_size=8, max_size=40), st.binary(min_size=12, max_size=40), st.sampled_from((16, 19)))
+def test_every_hash_that_argon2_makes_sense_of_is_taken(salt: bytes, digest: bytes, version: int) -> None:
+    texts = [base64.b64encode(part).decode().rstrip("=") for part in (salt, digest)]
+    known = "$".join((f"$argon2id$v={version}$m=8,t=1,p=1", *texts))
+    with pytest.raises(argon2.exceptions.VerifyMismatchError):
+        argon2.PasswordHasher().verify(known, "guess")
+    assert users.parse(f"bob:{known}\n".encode()).hashes == {"bob": known}
+
+
 @pytest.mark.parametrize("remember", [0, 60])
 async def test_remembering_or_not_the_answers_are_the_same(path: Path, remember: int) -> None:
     provider = Provider(path, remember=remember)
@@ -141,12 +173,25 @@ async def test_file_open_to_others_is_warned_of(provider: Provider) -> None:
 
 
 async def test_flood_of_logins_is_answered_with_try_again(path: Path) -> None:
+    users.set_password(path, LOGIN, PASSWORD, Cost(passes=1, memory=64 << 20))
     provider = Provider(path, threads=1, waiting=2)
     await provider.users.start()
     answers = await asyncio.gather(*(provider.answer(LOGIN, f"guess {number}") for number in range(10)))
     assert answers.count(replies.AUTH_FAILED) == 3
     assert answers.count(replies.AUTH_BACKEND_DOWN) == 7
     assert await provider.answer() == LOGIN
+    await provider.users.stop()
+
+
+async def test_who_was_right_a_moment_ago_does_not_wait_behind_a_flood(path: Path) -> None:
+    users.set_password(path, LOGIN, PASSWORD, Cost(passes=1, memory=64 << 20))
+    provider = Provider(path, threads=1, waiting=0)
+    await provider.users.start()
+    assert await provider.answer() == LOGIN
+    guess = asyncio.create_task(provider.answer(LOGIN, "guess"))
+    await asyncio.sleep(0)
+    assert await provider.answer() == LOGIN
+    await guess
     await provider.users.stop()
 
 
@@ -164,10 +209,16 @@ def test_unknown_user_of_an_empty_file_costs_what_a_new_hash_would() -> None:
     assert users.parse(b"", CHEAP).decoy.split("$")[:4] == CHEAP.hash("x").split("$")[:4]
 
 
-async def test_unknown_user_is_really_hashed(provider: Provider) -> None:
-    """A decoy that argon2 cannot work on shows: the answer is "broken" then, not "wrong"."""
-    provider.path.write_text(f"x:$argon2id$v=19$m=1,t=1,p=1${'A' * 22}${'A' * 43}\n")
-    assert await provider.answer("unknown", "x") is replies.AUTH_BACKEND_DOWN
+async def test_unknown_user_is_really_hashed(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed = []
+
+    def verify(_: argon2.PasswordHasher, known: str, password: str) -> bool:
+        hashed.append((known.split("$")[:4], password))
+        raise argon2.exceptions.VerifyMismatchError
+
+    monkeypatch.setattr(argon2.PasswordHasher, "verify", verify)
+    assert await provider.answer("unknown", "x") is replies.AUTH_FAILED
+    assert hashed == [(users.load(provider.path).hashes[LOGIN].split("$")[:4], "x")]
 
 
 def test_secrets_are_not_in_any_repr(path: Path) -> None:
@@ -212,6 +263,15 @@ def test_new_file_is_private_and_an_existing_one_keeps_owner_and_group_rights(pa
     assert stat.S_IMODE(after.st_mode) == 0o640
     assert (after.st_uid, after.st_gid) == (before.st_uid, before.st_gid)
     assert os.listdir(path.parent) == ["users"]
+
+
+def test_mark_of_an_editor_in_front_of_the_first_line_is_no_part_of_it(path: Path) -> None:
+    path.write_bytes(b"\xef\xbb\xbf# a comment\r\n" + path.read_bytes())
+    assert users.load(path).problems == ()
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().splitlines()[1])
+    assert users.check_password(path, LOGIN, PASSWORD)
+    users.set_password(path, LOGIN, "new", CHEAP)
+    assert users.check_password(path, LOGIN, "new")
 
 
 def test_symlink_to_the_file_stays_one(path: Path) -> None:
@@ -283,27 +343,6 @@ def test_developer_user_is_made_once_and_works(tmp_path: Path) -> None:
     assert made[0] == "user@example.test"
     assert users.check_password(path, *made)
     assert users.make_developer_user(path, CHEAP) is None
-
-
-def test_login_is_remembered_for_its_time_only() -> None:
-    now = [0.0]
-    recent = RecentLogins(60, clock=lambda: now[0])
-    token = recent.token("user", "hash", "password")
-    recent.add(token)
-    now[0] = 59.9
-    assert token in recent
-    assert recent.token("user", "hash2", "password") not in recent
-    assert recent.token("userh", "ash", "password") not in recent
-    now[0] = 60
-    assert token not in recent
-
-
-def test_oldest_login_is_forgotten_when_there_are_too_many() -> None:
-    recent = RecentLogins(60, limit=2, clock=lambda: 0.0)
-    tokens = [recent.token(name) for name in "abc"]
-    for token in tokens:
-        recent.add(token)
-    assert [token in recent for token in tokens] == [False, True, True]
 
 
 def test_provider_is_found_by_its_entry_point() -> None:

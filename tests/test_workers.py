@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from smtpd.users import Options
 from smtpd.workers import CLIENT, Busy, Workers
 
 PATIENCE = 10.0
@@ -111,6 +112,14 @@ async def test_place_that_comes_free_is_for_who_has_none(crowds: Crowds) -> None
     await crowd.go_on()
     assert not any([await crowd.enter(client) for client in greedy])
     assert await crowd.enter("198.51.100.1")
+
+
+async def test_a_hundred_clients_at_once_keep_nobody_out(crowds: Crowds) -> None:
+    options = Options(type="file")
+    crowd = crowds(threads=options.threads, waiting=options.waiting)
+    for number in range(100):
+        assert await crowd.enter(f"198.51.100.{number}")
+    assert await crowd.enter("192.0.2.1")
 
 
 @pytest.mark.parametrize(
