@@ -230,6 +230,22 @@ def test_hashes_recognise_the_same_person_but_differ_by_salt() -> None:
     assert hashes[0] == hashes[1] != hashes[2]
 
 
+@pytest.mark.parametrize("path", ["/var/mail/anna/tmp", "/var/m@il/example.org/anna", "and /m/anna@example.org: Full"])
+def test_privacy_hides_paths_of_mailboxes(memory: Memory, path: str) -> None:
+    make(memory, Options(privacy=True)).error("x", mailboxes=[path], root="/var/mail")
+    make(memory, Options(privacy=True)).error("x", mailboxes=[path], root="/var/mail")
+    first, second = memory.lines
+    assert "anna" not in memory.text
+    assert first["mailboxes"] == second["mailboxes"]
+    assert first["root"] == "/var/mail"
+
+
+def test_privacy_hides_local_parts_in_addresses_of_web_pages(memory: Memory) -> None:
+    make(memory, Options(privacy=True)).info("refused", reply="Ask http://why.example/?id=anna%40example.org&ip=::1")
+    assert "anna" not in memory.text
+    assert "%40example.org&ip=::1" in memory.text
+
+
 def test_privacy_reaches_tracebacks(memory: Memory) -> None:
     make(memory, Options(privacy=True)).error("broken", exception=ValueError("no mailbox bob@example.com"))
     assert "bob" not in memory.text

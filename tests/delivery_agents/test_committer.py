@@ -155,7 +155,7 @@ async def test_failing_disk_is_temporary_and_leaves_nothing(
     assert len(stored(tmp_path)) == 2
     assert call == "open" or not stored(tmp_path, "tmp")
     assert "01T" in events(agent)[0]
-    assert f"{tmp_path}/mail: broken" in events(agent)[0]
+    assert f"'mailboxes': ['{tmp_path}/mail'], 'problem': 'broken'" in events(agent)[0]
     assert await deliver(agent, "bob@example.com") is replies.ACCEPTED
 
 
