@@ -284,6 +284,7 @@ def _prepare(path: str) -> None:
 
 
 def _create(path: str) -> None:
+    path = os.path.realpath(path)  # with O_EXCL a link counts as a file, also one to where there is none yet
     directory = os.path.dirname(path)
     if not os.path.isdir(directory):
         raise StoreError(f"the directory {directory} does not exist")

@@ -193,6 +193,16 @@ async def test_a_missing_directory_is_named(path: Path) -> None:
     assert await failure(path / "x" / "state.db") == f"the directory {path / 'x'} does not exist"
 
 
+async def test_a_file_is_made_where_a_link_leads(path: Path, tmp_path: Path) -> None:
+    path.symlink_to(tmp_path / "elsewhere" / "state.db")
+    assert await failure(path) == f"the directory {tmp_path / 'elsewhere'} does not exist"
+    (tmp_path / "elsewhere").mkdir()
+    async with opened(path) as store:
+        await store.put("a", "b", b"c", 10.0)
+    assert path.is_symlink()
+    assert mode(tmp_path / "elsewhere" / "state.db") == 0o600
+
+
 async def test_a_directory_in_the_place_of_the_file_is_an_error(path: Path) -> None:
     os.mkdir(path)
     assert "cannot be used" in await failure(path)
