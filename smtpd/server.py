@@ -20,6 +20,7 @@ from smtpd.log import Log
 from smtpd.metrics import Metrics, Slots
 from smtpd.sockets import Inherited, bind, describe
 from smtpd.store import Store, open_store
+from smtpd.store_watch import StoreWatch
 from smtpd.tls import Certificates, Contexts, TlsError, combinations
 from smtpd.wire import Connection, Gate
 
@@ -77,7 +78,7 @@ class Server:
         self._listening: dict[str, list[asyncio.Server | Acceptor]] = {}
         self._exporter: Exporter | None = None
         self._background: set[asyncio.Task[None]] = set()
-        self._watch: asyncio.Task[None] | None = None
+        self._watches: set[asyncio.Task[None]] = set()
         self._closing = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._is_stopped = False
@@ -177,10 +178,11 @@ class Server:
         self._close_listeners(*self._listening)
         await self._until_idle(self.config.drain_timeout, now=True)
         await self._until_closed()
-        if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.wait([self._watch])
-            self._watch = self._certificates = None
+        for watch in self._watches:
+            watch.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
+        self._watches.clear()
+        self._certificates = None
         if self._background:
             await asyncio.wait(self._background, timeout=self.config.drain_timeout)
         if self._generation is not None:
@@ -284,7 +286,7 @@ class Server:
             self._certificates.configure(config.tls, wanted)
             return
         self._certificates = Certificates(config.tls, self.log, self.metrics, combinations=wanted)
-        self._watch = asyncio.create_task(self._certificates.watch())
+        self._watches.add(asyncio.create_task(self._certificates.watch()))
 
     def _make(self, config: Config, journal: Journal, *, has_tls: bool) -> Generation:
         return Generation(
@@ -320,6 +322,7 @@ class Server:
         self._store = open_store(self.config.state.url)
         self._journal = _promising(Journal(self._store, log=self.log), self.config)
         await self._store.start()
+        self._watches.add(asyncio.create_task(StoreWatch(self._store, self.log, self.metrics).run()))
         if self._own_resolver is None:
             self._resolver = make_resolver(self.config.dns, self.metrics, self.log)
         await self._resolver.start()

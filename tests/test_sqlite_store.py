@@ -193,16 +193,6 @@ async def test_a_missing_directory_is_named(path: Path) -> None:
     assert await failure(path / "x" / "state.db") == f"the directory {path / 'x'} does not exist"
 
 
-async def test_a_file_is_made_where_a_link_leads(path: Path, tmp_path: Path) -> None:
-    path.symlink_to(tmp_path / "elsewhere" / "state.db")
-    assert await failure(path) == f"the directory {tmp_path / 'elsewhere'} does not exist"
-    (tmp_path / "elsewhere").mkdir()
-    async with opened(path) as store:
-        await store.put("a", "b", b"c", 10.0)
-    assert path.is_symlink()
-    assert mode(tmp_path / "elsewhere" / "state.db") == 0o600
-
-
 async def test_a_directory_in_the_place_of_the_file_is_an_error(path: Path) -> None:
     os.mkdir(path)
     assert "cannot be used" in await failure(path)
@@ -343,15 +333,6 @@ async def test_a_full_disk_is_an_error_and_what_was_there_stays(path: Path) -> N
         assert await store.get("a", "key") == b"x"
         await store.put("a", "big", bytes(1 << 20), 10)
         assert await store.get("a", "big") == bytes(1 << 20)
-
-
-async def test_a_file_that_was_taken_away_is_not_made_anew_behind_our_back(path: Path, tmp_path: Path) -> None:
-    async with opened(path):
-        pass
-    os.unlink(path)
-    with pytest.raises(sqlite3.OperationalError, match="unable to open"):
-        sqlite_store._connect(str(path), 0.0)
-    assert os.listdir(tmp_path) == []
 
 
 async def test_a_stopped_store_answers_with_errors(path: Path) -> None:
