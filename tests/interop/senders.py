@@ -20,7 +20,7 @@ SENDERS = 20
 PAUSE = 0.03  # seconds until a sender tries again
 SIZES = (200, 2_000, 20_000, 200_000)
 PAGE = b"".join(b"%08d %s\r\n" % (number, b"0123456789abcdef" * 4) for number in range(3_000))
-UNKNOWN = "451 4.4.2 The mailstore did not say"
+UNKNOWN = "451 4.4.2 The mail system did not say"
 
 type Lines = Mapping[str, Mapping[str, Any]]
 """Log lines of messages by their trace ids."""
