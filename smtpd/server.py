@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from typing import Any
 
 from smtpd.acceptor import Acceptor, accept
 from smtpd.config import Config, TlsOptions
+from smtpd.descriptor_watch import DescriptorWatch
 from smtpd.dns import Resolver, make_resolver
 from smtpd.exporter import Exporter
 from smtpd.generation import AgentMaker, FilterMaker, Generation, OwnParts, check
@@ -323,6 +325,7 @@ class Server:
         self._journal = _promising(Journal(self._store, log=self.log), self.config)
         await self._store.start()
         self._watches.add(asyncio.create_task(StoreWatch(self._store, self.log, self.metrics).run()))
+        self._watches.add(asyncio.create_task(DescriptorWatch(self.log, time.monotonic).run()))
         if self._own_resolver is None:
             self._resolver = make_resolver(self.config.dns, self.metrics, self.log)
         await self._resolver.start()

@@ -2,10 +2,11 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,16 @@ def test_server_that_cannot_have_enough_descriptors_says_so(serve: Serve, direct
     server = serve({"smtpd": {"limits": {"connections": 100}}}, python=python_with("-n 600", directory))
     (line,) = server.events("few-descriptors")
     assert (line["limit"], line["wanted"], soft_limit(server)) == (600, 700, 600)
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_server_without_a_descriptor_left_says_so(serve: Serve, directory: Path, loop: str) -> None:
+    table = {"event_loop": loop, "limits": {"connections_per_ip": 0}}
+    server = serve({"smtpd": table}, python=python_with("-n 64", directory))
+    with ExitStack() as stack:
+        for _ in range(64):
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port("smtp"))))
+        assert server.wait_for("no-descriptors")["problem"] == "Too many open files"
 
 
 def test_limit_that_is_enough_stays(serve: Serve, directory: Path) -> None:
