@@ -103,6 +103,12 @@ class Post:
         async with asyncio.timeout(PATIENCE), self._changed:
             await self._changed.wait_for(lambda: self._settled >= goal)
 
+    @property
+    def uncertain(self) -> list[str]:
+        """What the senders heard last of messages that were settled, but not simply taken."""
+        ends = (letter.end for letter in self.letters if letter.is_settled)
+        return [end for end in ends if not end.startswith("250 2.0.0")]
+
     def unaccounted(self, found: Counter[tuple[str, bytes]], lines: Lines) -> list[str]:
         """What is lost, damaged, or there more often than attempts were interrupted."""
         problems = []
