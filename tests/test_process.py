@@ -118,7 +118,7 @@ def soft_limit(server: Server) -> int:
 
 
 def until_it_waits(server: Server) -> None:
-    """Until its only thread is inside a call that waits: Python does not hear of a signal just before, while it waits."""
+    """Until its only thread is inside a call that waits: a signal between two calls does not break the second off."""
     stat = Path(f"/proc/{server.process.pid}/stat")
     while stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "S":
         assert server.process.poll() is None
