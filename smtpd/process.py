@@ -56,7 +56,7 @@ def run(config: Config, *, path: Path | None, environ: Mapping[str, str], signal
 def report_failed_start(log: Log, error: BaseException) -> None:
     """Say in the log why the server cannot start."""
     exception = None if isinstance(error, _OPERATORS_TURN) else error
-    log.error("cannot-start", user=name_of_user(), problem=str(error) or type(error).__name__, exception=exception)
+    log.error("cannot-start", run_as=name_of_user(), problem=str(error) or type(error).__name__, exception=exception)
 
 
 async def _serve(server: Server, path: Path | None, environ: Mapping[str, str], signals: EarlySignals) -> int:

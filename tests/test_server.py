@@ -329,7 +329,7 @@ def test_file_that_root_alone_can_read_is_named_with_who_cannot(
     os.chmod(key, 0o600)
     server = serve({"smtpd": {"user": "nobody", "tls": {"key_file": key}}}, wait=False)
     line = server.wait_for("cannot-start")
-    assert (line["user"], line["problem"]) == ("nobody", f"{key}: Permission denied")
+    assert (line["run_as"], line["problem"]) == ("nobody", f"{key}: Permission denied")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up being root")
