@@ -215,6 +215,8 @@ class Server:
 
     async def _replace(self, config: Config) -> None:
         self._check(config)
+        if self._listening and self._listening.keys().isdisjoint(config.listeners):  # such as one that got another name
+            raise OSError("all listeners would be closed, as those in it are opened only by a restart")
         old, journal = self._generation, _promising(self._journal, config)
         generation = self._make(config, journal, has_tls=self._has_tls(config))
         try:
