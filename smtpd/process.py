@@ -160,6 +160,7 @@ class _Reloads:
 async def _reload(server: Server, path: Path, environ: Mapping[str, str]) -> None:
     try:
         config = await asyncio.to_thread(load, path, environ)
+        _ask_for_descriptors(config, server.log)
         await server.reload(config)
     except ConfigError as error:
         for problem in error.problems:

@@ -136,6 +136,19 @@ def test_server_that_cannot_have_enough_descriptors_says_so(serve: Serve, direct
     assert (line["limit"], line["wanted"], soft_limit(server)) == (600, 700, 600)
 
 
+def test_reload_takes_the_descriptors_that_more_connections_can_need(serve: Serve, directory: Path) -> None:
+    server = serve({"smtpd": {"limits": {"connections": 100}}}, python=python_with("-S -n 300", directory))
+    text = server.config.read_text()
+    server.config.write_text(text.replace('"connections" = 100', '"connections" = 200'))
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for("reloaded")
+    assert soft_limit(server) == 900
+    server.config.write_text(text)
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for("reloaded", 2)
+    assert soft_limit(server) == 900  # there may be more than 100 connections yet
+
+
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 def test_server_without_a_descriptor_left_says_so(serve: Serve, directory: Path, loop: str) -> None:
     table = {"event_loop": loop, "limits": {"connections_per_ip": 0}}
