@@ -13,6 +13,9 @@ What comes for `user+detail@domain` goes to `user@domain` unless a mailbox with 
 If one of several mailboxes cannot be written, the message goes into none of them and the client hears
 that it may try again.
 
+The directory above all mailboxes is made at the start only. When it is gone later, moved away or not mounted, mail is
+put off: what is stored in its place nobody would find again.
+
 A message goes into the inbox, unless `folders` knows one of its labels or the recipient map names a folder.
 
 A quota is looked at when the recipient is named, with the size the client has announced, and once more
@@ -249,7 +252,7 @@ class Maildir(DeliveryAgent):
             folder = next((name for label, name in self._folders.items() if label in labels), "")
         if not folder and recipient.folder and _FOLDER.fullmatch(recipient.folder) is not None:
             folder = _folder_name(recipient.folder)
-        return Box(path, folder, self.options.recipients != "existing")
+        return Box(path, folder, "" if self.options.recipients == "existing" else self._layout.root)
 
     def _find(self, address: Address) -> str | None:
         """The mailbox's directory, None when there is no such mailbox; OSError when nobody can say."""

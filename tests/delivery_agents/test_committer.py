@@ -308,7 +308,7 @@ async def store(root: Path, syncer: WatchedSyncer, *addressed: str) -> list[Exce
     committer = Committer("mx.test", syncer, sync="file", access=OWNER, quota=None)
     committer.start()
     for names in addressed:
-        boxes = [Box(str(root / name), "", create=True) for name in names.split(",")]
+        boxes = [Box(str(root / name), "", root=str(root)) for name in names.split(",")]
         syncer.waiting.append(committer.store(b"", message(f"Subject: {names}\r\n\r\n".encode()), boxes))
     syncer.handed_over.set()
     await committer.stop()
