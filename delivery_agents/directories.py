@@ -36,8 +36,8 @@ class Box(NamedTuple):
 
     path: str
     folder: str
-    create: bool
-    """Whether the mailbox may be made when it is missing."""
+    root: str
+    """The directory below which the mailbox is made when it is missing; "": it is not made."""
 
 
 class Folder(NamedTuple):
@@ -93,8 +93,8 @@ class Folders:
             os.close(folder)
 
     def _make(self, box: Box) -> None:
-        if box.create:
-            make_directory(box.path, self._access)
+        if box.root:
+            make_directory(box.path, self._access, box.root)
         descriptor = os.open(box.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             if box.folder:
@@ -132,14 +132,21 @@ def _both(tmp: str, new: str, directory: int | None) -> Folder:
         raise
 
 
-def make_directory(path: str, access: Access) -> None:
-    """Make a directory and what is missing above it, durably; nothing happens when it exists."""
+def make_directory(path: str, access: Access, root: str = "") -> None:
+    """Make a directory and what is missing above it up to the root, durably; nothing happens when it exists.
+
+    FileNotFoundError when that root is missing: where it was moved away, or its disk is not mounted, nobody would find
+    again what is stored meanwhile.
+    """
     try:
         os.mkdir(path, access.directory)
     except FileExistsError:
         return
     except FileNotFoundError:
-        make_directory(os.path.dirname(path), access)
+        above = os.path.dirname(path)
+        if root and above in (root, os.path.realpath(root)):
+            raise
+        make_directory(above, access, root)
         with suppress(FileExistsError):  # several processes may store below it, and another one was faster
             os.mkdir(path, access.directory)
     if access.beats_umask:

@@ -26,6 +26,7 @@ from smtpd.services import Services
 
 FAILURES = 5  # in a row, until nobody waits any more
 PAUSE = 5.0  # seconds between attempts then
+LONGEST = 3600.0  # seconds for one message, however slowly the server reads; 25 MiB in this time are 58 kbit/s
 STOP_SECONDS = 5.0  # for what is still under way when the server stops
 
 
@@ -50,7 +51,7 @@ class ForwardingOptions(AgentOptions):
     reply_timeout: Annotated[Seconds, Field(gt=0, lt=30)] = 25.0
     """Longest time for the answer about a recipient, with the wait for a connection; below 30 s, our own limit."""
     delivery_timeout: Annotated[Seconds, Field(gt=0)] = 300.0
-    """Longest time from the first octet of the content to the last answer; senders wait ten minutes."""
+    """Longest time in which the server reads nothing of the content, and from its last octet to the last answer."""
     idle_timeout: Annotated[Seconds, Field(gt=0)] = 60.0
     """How long a connection is kept that nobody uses."""
     chunking: bool = True
@@ -94,6 +95,7 @@ class Forwarding(DeliveryAgent):
         self._terms = Terms(
             reply_timeout=options.reply_timeout,
             delivery_timeout=options.delivery_timeout,
+            longest=max(LONGEST, options.delivery_timeout),
             chunking=options.chunking,
             path=self._path,
             header=self._header,

@@ -52,6 +52,9 @@ class Terms:
 
     reply_timeout: float
     delivery_timeout: float
+    """For each step: until the server has read some more of the content, and from its last octet to the answer."""
+    longest: float
+    """For all of these."""
     chunking: bool
     path: Callable[[Transaction, Recipient], Path]
     header: Callable[[Transaction], bytes]
@@ -237,7 +240,8 @@ class LmtpDelivery(Delivery):
             self._leave(connection)
             raise Refused(misfit)
         with self._using(connection):
-            connection.wait_until(asyncio.get_running_loop().time() + self._terms.delivery_timeout)
+            ends = asyncio.get_running_loop().time() + self._terms.longest
+            self._wait(connection, ends)
             if may_chunk and "CHUNKING" in connection.extensions:
                 pieces = in_one_chunk(parcel.pieces(), parcel.size)
             elif refusal := await _say_data(connection):
@@ -246,21 +250,26 @@ class LmtpDelivery(Delivery):
             else:
                 pieces = dot_stuffed(parcel.pieces())
             if pieces is not None:
-                await self._write(connection, pieces, len(paths))
+                await self._write(connection, pieces, len(paths), ends)
                 await self._hear(connection, paths, said)
                 connection.is_dirty = False
         self._pool.answered()
         self._leave(connection)
 
-    async def _write(self, connection: Connection, pieces: Iterator[bytes], recipients: int) -> None:
+    async def _write(self, connection: Connection, pieces: Iterator[bytes], recipients: int, ends: float) -> None:
         waiting = b""
         for block in in_blocks(pieces):
             if waiting:
                 connection.send(waiting)
                 await connection.drained()
+                self._wait(connection, ends)
             waiting = block
         self._send_last(connection, waiting, recipients)
         self._is_handed_over = True
+
+    def _wait(self, connection: Connection, ends: float) -> None:
+        """Give the server time for one more step."""
+        connection.wait_until(min(asyncio.get_running_loop().time() + self._terms.delivery_timeout, ends))
 
     # What another protocol does in another way
 

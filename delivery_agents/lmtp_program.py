@@ -81,6 +81,7 @@ class LmtpPrograms:
         self._terms = Terms(
             reply_timeout=min(timeout, ASKING),
             delivery_timeout=timeout,
+            longest=timeout,
             chunking=True,
             path=lambda mail, recipient: recipient.destination.text,
             header=lambda mail: b"",

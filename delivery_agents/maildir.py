@@ -13,6 +13,9 @@ What comes for `user+detail@domain` goes to `user@domain` unless a mailbox with 
 If one of several mailboxes cannot be written, the message goes into none of them and the client hears
 that it may try again.
 
+The directory above all mailboxes is made at the start only. When it is gone later, moved away or not mounted, mail is
+put off: what is stored in its place nobody would find again.
+
 A message goes into the inbox, unless `folders` knows one of its labels or the recipient map names a folder.
 
 A quota is looked at when the recipient is named, with the size the client has announced, and once more
@@ -173,7 +176,7 @@ class Maildir(DeliveryAgent):
         try:
             return await self._look(recipient, max(mail.size or 0, 1))
         except OSError as error:
-            self.services.log.error("mail-not-stored", agent=self.name, trace=mail.id, problem=str(error))
+            self._tell(error, mail, ())
             return replies.BACKEND_DOWN
 
     async def deliver(self, mail: Transaction, message: Message) -> Reply | Mapping[Recipient, Reply]:
@@ -215,9 +218,18 @@ class Maildir(DeliveryAgent):
             return self._full(mail.recipients[0])
         if not isinstance(failure, OSError):
             raise failure
-        place = boxes[0].path if len(boxes) == 1 else self._layout.root
-        self.services.log.error("mail-not-stored", agent=self.name, trace=mail.id, problem=_described(failure, place))
+        self._tell(failure, mail, boxes)
         return replies.NO_SPACE if failure.errno in _NO_SPACE else replies.STORE_FAILED
+
+    def _tell(self, failure: OSError, mail: Transaction, boxes: Sequence[Box]) -> None:
+        """What failed and where: a path names a person, so it stands apart from the text, which everybody may read."""
+        place = failure.filename
+        if not isinstance(place, str) or not os.path.isabs(place):  # a name alone would tell nobody which disk is full
+            place = boxes[0].path if len(boxes) == 1 else self._layout.root
+        self.services.log.error(
+            "mail-not-stored", agent=self.name, trace=mail.id, root=self._layout.root,
+            mailboxes=[place, *getattr(failure, "__notes__", ())], problem=failure.strerror or str(failure),
+        )  # fmt: skip
 
     def _full(self, recipient: Recipient) -> Reply:
         full = replies.MAILBOX_FULL_PERMANENTLY if self.options.quota_permanent else replies.MAILBOX_FULL
@@ -240,7 +252,7 @@ class Maildir(DeliveryAgent):
             folder = next((name for label, name in self._folders.items() if label in labels), "")
         if not folder and recipient.folder and _FOLDER.fullmatch(recipient.folder) is not None:
             folder = _folder_name(recipient.folder)
-        return Box(path, folder, self.options.recipients != "existing")
+        return Box(path, folder, "" if self.options.recipients == "existing" else self._layout.root)
 
     def _find(self, address: Address) -> str | None:
         """The mailbox's directory, None when there is no such mailbox; OSError when nobody can say."""
@@ -264,13 +276,6 @@ class Maildir(DeliveryAgent):
 
     def _complain(self, exception: Exception) -> None:
         self.services.log.error("recipient-file-not-usable", agent=self.name, problem=str(exception))
-
-
-def _described(failure: OSError, place: str) -> str:
-    """What failed and where; the name of the file alone, or none at all, would tell nobody which disk is full."""
-    has_place = failure.strerror is None or (failure.filename and os.path.isabs(failure.filename))
-    text = str(failure) if has_place else f"{place}: {failure.strerror}"
-    return "; ".join((text, *getattr(failure, "__notes__", ())))
 
 
 def _delivered_before(message: Message, recipients: list[Recipient]) -> set[Recipient]:

@@ -99,7 +99,7 @@ class Quota:
         return (sum(found), len(found), changed) if len(found) == len(matches) and found else None
 
     def _is_doubtful(self, lines: int, changed: float) -> bool:
-        return lines > 1 or self._clock() - changed > _TRUST
+        return lines > 1 or abs(self._clock() - changed) > _TRUST  # in the future, too: the clock may be set back
 
 
 def _sizes(path: str) -> Iterator[int]:

@@ -25,6 +25,10 @@ server that does not speak LMTP.
 - Whether the smarthost wants us is our business, not the sender's: when it refuses the login, or asks for one, the log
   has a line `backend-failed` and the sender hears 451.
 - One answer to the content stands for all recipients, unless the smarthost offers PRDR: then each has its own.
+- A smarthost that goes on reading gets an hour for a message, so a slow line does not break off what is big. What takes
+  longer than `[smtpd.timeouts] delivery` (4 minutes; 25 MB over 512 kbit/s take 7) ends with 451 for the sender, but is
+  carried through, and the retry hears 250. Mail programs do not retry by themselves: for them raise that limit, but
+  keep it below the ten minutes that senders wait.
 - When the smarthost does not say whether it took the message, the sender hears 451 4.4.2, and may send it twice.
 - After five failures in a row the smarthost is left in peace: mail is put off at once, and every five seconds one
   attempt is made. `/readyz` and `smtpd_relay_circuit_open` say so, and the log has a line `backend-down`.

@@ -41,4 +41,4 @@ class RelayDelivery(LmtpDelivery):
         said.update(taken if last.is_positive else dict.fromkeys(taken, last))
 
     def _named(self, reply: Reply) -> Reply:
-        return reply(**replies.NEXT_SERVER)  # who submits mail has never heard of a mailstore
+        return reply(**replies.NEXT_SERVER)

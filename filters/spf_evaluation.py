@@ -72,7 +72,7 @@ async def evaluate(
     if known is None:
         return Evaluation("permerror", f"pyspf said {clean(result)}")
     mechanism = clean(query.mechanism or "")
-    return Evaluation(known, _reason(known, mechanism, str(query.prob)), mechanism, explanation)
+    return Evaluation(known, _reason(known, mechanism, query.problem), mechanism, explanation)
 
 
 def is_domain(text: str) -> bool:

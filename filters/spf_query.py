@@ -76,11 +76,20 @@ class Query(spf.query):  # type: ignore[misc]
         self._names: list[str] | None = None
         self._time_for_names = longest * NAMES_SHARE
         self._explanation: tuple[str, str] | None = None
+        self._names_of_people: dict[str, str] = {}
 
     def run(self) -> tuple[str, str]:
         """The result (RFC 7208 §2.6), and what the domain says to it; it looks things up while it runs."""
         result: str = self.check()[0]
         return result, self._explain() if result == "fail" else ""
+
+    @property
+    def problem(self) -> str:
+        """What is wrong; names that were made of the local part are shown as they stand in the record."""
+        text = str(self.prob)
+        for name, term in self._names_of_people.items():
+            text = term.join(re.split(re.escape(name), text, flags=re.IGNORECASE))
+        return text
 
     def check1(self, record: str, domain: str, recursion: int) -> tuple[str, int, str]:
         """Evaluate a record; how deep it was included decides whether its explanation counts."""
@@ -106,8 +115,11 @@ class Query(spf.query):  # type: ignore[misc]
 
         RFC 8616 §4: that goes for every term with `%{l}` or `%{s}`, also where they would leave only ASCII of it.
         """
-        if self.l.isascii() or not _OF_LOCAL_PART.search(text.replace("%%", "")):
+        is_personal = _OF_LOCAL_PART.search(text.replace("%%", "")) is not None
+        if self.l.isascii() or not is_personal:
             domain: str = super().expand_domain(text)
+            if is_personal:
+                self._names_of_people[domain] = text
             return domain
         name, self.p = self.p, "unknown"  # not looked up in vain when there is a %{p} as well
         try:

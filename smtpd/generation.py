@@ -76,6 +76,7 @@ class Generation:
         self.config = config
         self._log = log
         self._started: list[tuple[str, Part]] = []
+        self._store = store
         services = _services(config, log, metrics, store, resolver)
         self.agents = _agents(config, services, own.agents)
         self.filters, rules = _filters(config, services, own.filters)
@@ -137,7 +138,9 @@ class Generation:
 
     async def problems(self) -> list[str]:
         """One line for each part that cannot work now, or does not say in time whether it can."""
-        parts = self._parts()
+        parts: list[tuple[str, Part | Store]] = [*self._parts()]
+        if self.config.delivery.guarantee == "at-most-once":  # then no mail is taken that it cannot note
+            parts.append(("state", self._store))
         answers = await asyncio.gather(*(_complaint(part) for _, part in parts))
         return [f"{name}: {answer}" for (name, _), answer in zip(parts, answers, strict=True) if answer is not None]
 
@@ -149,7 +152,7 @@ class Generation:
         return parts
 
 
-async def _complaint(part: Part) -> str | None:
+async def _complaint(part: Part | Store) -> str | None:
     try:
         async with asyncio.timeout(HEALTH_SECONDS) as limit:
             return await part.health()

@@ -1,8 +1,8 @@
 """One structured line per event; what must not be readable in a log is decided here and nowhere else.
 
 - Passwords, tokens and the like are written as "***", bytes only by their number.
-- With `privacy` the local parts of addresses, logins and HELO names are written as a keyed hash: equal
-  ones stay recognisable within one run, the people behind them do not.
+- With `privacy` the local parts of addresses, logins, HELO names and the paths of mailboxes are written as a keyed
+  hash: equal ones stay recognisable within one run, the people behind them do not.
 - Lines are written together, errors at once, others within 10 ms (see `sinks.py` for what a crash can lose);
   how one looks is in `lines.py`.
 """
@@ -25,9 +25,11 @@ MAX_DEPTH = 4  # of tables within tables
 MAX_FOREIGN = 50  # lines of other libraries in one second, all of them different
 
 _SECRET = re.compile(r"passw|passphrase|token|secret|credential|private_key|authorization", re.IGNORECASE)
-_PEOPLE = frozenset(("sender", "recipient", "recipients", "login", "user", "account", "mailbox", "helo"))
+_PEOPLE = frozenset(("sender", "recipient", "recipients", "login", "user", "account", "mailbox", "mailboxes", "helo"))
 _NOT_PEOPLE = frozenset(("message_id", "trace", "id"))
 _ADDRESS = re.compile(r"(?<![^\s<>()\",;:\[\]])(\"(?:[^\"\\]|\\.)*+\"|[^\s<>()\",;:@\[\]]++)@(?=[\w\[])")
+# As domains put it into the address of the page that explains their SPF record (RFC 7208 §7.3, upper-case macros).
+_ESCAPED_ADDRESS = re.compile(r"((?:(?!%40)[\w.~%+-])++)%40(?=\w)")
 # What was too long for a reply may have lost the "@" that tells an address.
 _CUT_ADDRESS = re.compile(r"(?<![^\s<>()\",;:\[\]])(?:\"(?:[^\"\\]|\\.)*|[^\s<>()\",;:@\[\]]+)\.\.\.")
 
@@ -220,6 +222,8 @@ class _Redaction:
             return text
         if "..." in text:
             text = _CUT_ADDRESS.sub("***...", text)
+        if "%40" in text:
+            text = _ESCAPED_ADDRESS.sub(lambda match: f"{self._hash(match[1])}%40", text)
         return _ADDRESS.sub(self._hidden, text) if "@" in text else text
 
     def _collection(self, name: str, value: Mapping[object, object] | Collection[object], depth: int) -> object:
@@ -241,6 +245,8 @@ class _Redaction:
         if name not in _PEOPLE:
             return self.text(text)
         local, at, domain = text.rpartition("@")
+        if "/" in domain:  # the path of a mailbox, with or without the domain in it
+            return self._hash(text)
         return f"{self._hash(local)}@{domain}" if at else self._hash(domain)
 
     def _hidden(self, match: re.Match[str]) -> str:

@@ -57,7 +57,7 @@ def run(config: Config, *, path: Path | None, environ: Mapping[str, str], signal
 def report_failed_start(log: Log, error: BaseException) -> None:
     """Say in the log why the server cannot start."""
     exception = None if isinstance(error, _OPERATORS_TURN) else error
-    log.error("cannot-start", user=name_of_user(), problem=str(error) or type(error).__name__, exception=exception)
+    log.error("cannot-start", run_as=name_of_user(), problem=str(error) or type(error).__name__, exception=exception)
 
 
 async def _serve(server: Server, path: Path | None, environ: Mapping[str, str], signals: EarlySignals) -> int:
@@ -162,6 +162,7 @@ class _Reloads:
 async def _reload(server: Server, path: Path, environ: Mapping[str, str]) -> None:
     try:
         config = await asyncio.to_thread(load, path, environ)
+        _ask_for_descriptors(config, server.log)
         await server.reload(config)
         _set_aside_what_lasts()
     except ConfigError as error:

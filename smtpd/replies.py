@@ -282,15 +282,15 @@ OUR_FAULT = Reply("our-fault", 451, "4.3.0", "Something went wrong here, please 
 FILTERS_LATE = Reply("filters-late", 451, "4.3.0", "The message could not be checked in time, please try again later")
 FILTER_FAILED = Reply("filter-failed", 451, "4.3.0", "A check could not be made, please try again later")
 STORE_SAID = Reply("store-said", 451, "4.0.0", "{text}")  # with the codes of the server behind us
-MAILSTORE = {"server": "The mailstore"}
+MAIL_SYSTEM = {"server": "The mail system"}  # whatever an agent leads to: a mailstore, a server, a program
 NEXT_SERVER = {"server": "The next mail server"}  # on the way of what our users send
-BACKEND_DOWN = Reply("backend-down", 451, "4.4.1", "{server} cannot be reached, please try again later", MAILSTORE)
+BACKEND_DOWN = Reply("backend-down", 451, "4.4.1", "{server} cannot be reached, please try again later", MAIL_SYSTEM)
 BACKEND_TIMEOUT = Reply(
-    "backend-timeout", 451, "4.4.2", "{server} did not answer in time, please try again later", MAILSTORE
+    "backend-timeout", 451, "4.4.2", "{server} did not answer in time, please try again later", MAIL_SYSTEM
 )
 OUTCOME_UNKNOWN = Reply(
     "outcome-unknown", 451, "4.4.2",
-    "{server} did not say whether it took the message, please try again later", MAILSTORE,
+    "{server} did not say whether it took the message, please try again later", MAIL_SYSTEM,
 )  # fmt: skip
 SOME_DEFERRED = Reply("some-deferred", 451, "4.3.0", "Not delivered to everybody, please try again later: {reason}")
 SOME_REFUSED = Reply("some-refused", 550, "5.0.0", "Delivered, but not to {recipients}: {reason}")

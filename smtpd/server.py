@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from smtpd.acceptor import Acceptor, accept
 from smtpd.config import Config, TlsOptions
 from smtpd.config.listeners import combinations
+from smtpd.descriptor_watch import DescriptorWatch
 from smtpd.dns import Resolver, make_resolver
 from smtpd.exporter import Exporter
 from smtpd.generation import AgentMaker, FilterMaker, Generation, OwnParts, check
@@ -22,6 +24,7 @@ from smtpd.metrics import Metrics, Slots
 from smtpd.sockets import Inherited, bind, describe
 from smtpd.state import open_store
 from smtpd.store import Store
+from smtpd.store_watch import StoreWatch
 from smtpd.tls import Certificates, Contexts, TlsError
 from smtpd.wire import Connection, Gate
 
@@ -79,7 +82,7 @@ class Server:
         self._listening: dict[str, list[asyncio.Server | Acceptor]] = {}
         self._exporter: Exporter | None = None
         self._background: set[asyncio.Task[None]] = set()
-        self._watch: asyncio.Task[None] | None = None
+        self._watches: set[asyncio.Task[None]] = set()
         self._closing = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._is_stopped = False
@@ -179,10 +182,11 @@ class Server:
         self._close_listeners(*self._listening)
         await self._until_idle(self.config.drain_timeout, now=True)
         await self._until_closed()
-        if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.wait([self._watch])
-            self._watch = self._certificates = None
+        for watch in self._watches:
+            watch.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
+        self._watches.clear()
+        self._certificates = None
         if self._background:
             await asyncio.wait(self._background, timeout=self.config.drain_timeout)
         if self._generation is not None:
@@ -213,6 +217,8 @@ class Server:
 
     async def _replace(self, config: Config) -> None:
         self._check(config)
+        if self._listening and self._listening.keys().isdisjoint(config.listeners):  # such as one that got another name
+            raise OSError("all listeners would be closed, as those in it are opened only by a restart")
         old, journal = self._generation, _promising(self._journal, config)
         generation = self._make(config, journal, has_tls=self._has_tls(config))
         try:
@@ -286,7 +292,7 @@ class Server:
             self._certificates.configure(config.tls, wanted)
             return
         self._certificates = Certificates(config.tls, self.log, self.metrics, combinations=wanted)
-        self._watch = asyncio.create_task(self._certificates.watch())
+        self._watches.add(asyncio.create_task(self._certificates.watch()))
 
     def _make(self, config: Config, journal: Journal, *, has_tls: bool) -> Generation:
         return Generation(
@@ -322,6 +328,8 @@ class Server:
         self._store = open_store(self.config.state.url)
         self._journal = _promising(Journal(self._store, log=self.log), self.config)
         await self._store.start()
+        self._watches.add(asyncio.create_task(StoreWatch(self._store, self.log, self.metrics).run()))
+        self._watches.add(asyncio.create_task(DescriptorWatch(self.log, time.monotonic).run()))
         if self._own_resolver is None:
             self._resolver = make_resolver(self.config.dns, self.metrics, self.log)
         await self._resolver.start()

@@ -35,15 +35,16 @@ def session(file: Path | None, ip: str, listener: str) -> None:
     [smtpd.log] or to syslog.
     """
     from smtpd.config import ConfigError, load
+    from smtpd.config.models import AuthOptions
 
     hidden = _hide_standard_error()
     ip = ip or _peer() or "127.0.0.1"
     try:
         ip_address(ip)
         config = load(file, os.environ)
-        name = listener or next(iter(config.listeners), "")
-        if name not in config.listeners:
-            raise click.BadParameter(f"there is no listener {name!r}", param_hint="--listener")
+        if file is None:  # nobody can log in without TLS, and before the first `serve` there is no users file
+            config = config.model_copy(update={"auth": AuthOptions()})
+        name = _chosen(listener, config)
     except (ConfigError, ValueError, click.BadParameter) as error:
         for line in str(error).splitlines() if hidden else ():
             syslog.syslog(syslog.LOG_MAIL | syslog.LOG_ERR, line)
@@ -54,6 +55,18 @@ def session(file: Path | None, ip: str, listener: str) -> None:
         click.echo(str(error), err=True)
         sys.exit(1)
     asyncio.run(_speak(config, name, ip, _log_place(config.log.to, hidden=hidden)))
+
+
+def _chosen(name: str, config: Config) -> str:
+    """The listener of that name, or the first one that does not begin with TLS; BadParameter."""
+    begins_with_tls = {each for each, options in config.listeners.items() if options.switches().tls == "implicit"}
+    name = name or next((each for each in config.listeners if each not in begins_with_tls), "")
+    if name not in config.listeners:
+        raise click.BadParameter(f"there is no listener {name!r}", param_hint="--listener")
+    if name in begins_with_tls:
+        problem = f"listener {name!r} begins with TLS, which is not spoken here"
+        raise click.BadParameter(problem, param_hint="--listener")
+    return name
 
 
 def _hide_standard_error() -> bool:

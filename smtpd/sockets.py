@@ -113,6 +113,14 @@ def _is_alive(path: str) -> bool:
         return True
 
 
+def _is_connected(opened: socket.socket) -> bool:
+    try:
+        opened.getpeername()
+    except OSError:
+        return False
+    return True
+
+
 class InheritedSocket(socket.socket):
     """One that systemd listens on when we are gone, so the file of a unix socket has to stay."""
 
@@ -142,9 +150,12 @@ class Inherited:
             self._sockets.clear()
         if not numbers:
             wanted = f' named "{name}"' if name else ""
-            raise AddressUnavailable(f"systemd handed over no socket{wanted} (LISTEN_FDS)")
+            others = f", but {', '.join(map(repr, self._sockets))} (FileDescriptorName)" if self._sockets else ""
+            raise AddressUnavailable(f"systemd handed over no socket{wanted}{others} (LISTEN_FDS)")
         sockets = [InheritedSocket(fileno=number) for number in numbers]
         for inherited in sockets:
+            if inherited.type != socket.SOCK_STREAM or _is_connected(inherited):
+                raise AddressUnavailable(f"systemd:{name} takes no connections: ListenStream= and Accept=no are needed")
             inherited.setblocking(False)
             inherited.set_inheritable(False)
         return [*sockets]

@@ -56,6 +56,7 @@ class SqliteStore:
     def __init__(self, path: str, clock: Callable[[], float]) -> None:
         self._path = os.path.abspath(path)
         self._clock = clock
+        self._file = (0, 0)
         self._reader: sqlite3.Connection | None = None
         self._writer: _Writer | None = None
 
@@ -70,7 +71,8 @@ class SqliteStore:
         try:
             self._reader = _connect(self._path, _READ_PATIENCE)
             self._reader.execute("PRAGMA query_only = ON")
-        except sqlite3.Error as error:
+            self._file = _number(self._path)
+        except (OSError, sqlite3.Error) as error:
             raise _unusable(self._path, error) from error
         self._writer = _Writer(self._path, self._clock)
 
@@ -84,9 +86,20 @@ class SqliteStore:
             await writer.stop()
 
     async def health(self) -> str | None:
-        """What the last write failed with, if it did."""
+        """What the last write failed with, if it did, or that the file is not where it was.
+
+        Such a file is written on: opening another one beside the log (-wal) of this one would break it.
+        """
         if self._writer is None or not self._writer.is_running:
             return f"{self._path} is not open"
+        try:
+            is_there = _number(self._path) == self._file
+        except FileNotFoundError:
+            is_there = False
+        except OSError as error:
+            return str(_unusable(self._path, error))
+        if not is_there:
+            return f"{self._path} was moved, deleted or replaced: what is kept is lost at the next restart"
         problem = self._writer.problem
         return None if problem is None else str(_unusable(self._path, problem))
 
@@ -258,6 +271,12 @@ def _connect(path: str, patience: float) -> sqlite3.Connection:
     return sqlite3.connect(f"file:{quote(path)}?mode=rw", uri=True, timeout=patience, isolation_level=None)
 
 
+def _number(path: str) -> tuple[int, int]:
+    """What tells a file from all others that are there."""
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
 def _prepare(path: str) -> None:
     """Make the file if it is missing, or check that it is ours and whole."""
     try:
@@ -284,6 +303,7 @@ def _prepare(path: str) -> None:
 
 
 def _create(path: str) -> None:
+    path = os.path.realpath(path)  # with O_EXCL a link counts as a file, also one to where there is none yet
     directory = os.path.dirname(path)
     if not os.path.isdir(directory):
         raise StoreError(f"the directory {directory} does not exist")

@@ -198,7 +198,8 @@ class Certificates:
             label = certificate.label
             self._gauge.labels(label).set_function(partial(self._seconds_left, label))
             left = certificate.expires - now
-            if left < EXPIRES_SOON and now - self._warned.get(label, -math.inf) >= WARN_EVERY:
+            # abs, because the clock may have been set back since.
+            if left < EXPIRES_SOON and abs(now - self._warned.get(label, -math.inf)) >= WARN_EVERY:
                 self._warned[label] = now
                 event = "certificate-expired" if left <= 0 else "certificate-expires-soon"
                 self._log.warning(event, certificate=label, days_left=math.floor(left / 86400))

@@ -20,7 +20,7 @@ SPAM = Reply("spam", 550, "5.7.1", "No")
 LMTP = {"mode": "lmtp"}
 AT_MOST_ONCE = {"delivery": {"guarantee": "at-most-once"}}
 EARLIER = b"250 2.0.0 Ok, delivered at an earlier attempt ["
-TIMED_OUT = b"451 4.4.2 The mailstore did not answer in time"
+TIMED_OUT = b"451 4.4.2 The mail system did not answer in time"
 
 
 def letter(name: str = "one", size: int = 0) -> bytes:

@@ -76,6 +76,8 @@ class LmtpStore:
         """Octets said at a time."""
         self.may_read: asyncio.Event | None = None
         """Content is read only once this is set."""
+        self.on_piece: Callable[[], None] | None = None
+        """Called for every 64 KiB or less of a chunk that were read."""
         self._host = host
         self._path = path
         self._tls = tls
@@ -228,7 +230,13 @@ class _Talk:
 
     async def chunk(self, octets: int) -> bytes:
         await self.wait_for_leave()
-        return await self.reader.readexactly(octets)
+        if self.store.on_piece is None:
+            return await self.reader.readexactly(octets)
+        content = bytearray()
+        while len(content) < octets:
+            content += await self.reader.readexactly(min(octets - len(content), 1 << 16))
+            self.store.on_piece()
+        return bytes(content)
 
     async def wait_for_leave(self) -> None:
         if self.store.may_read is not None:

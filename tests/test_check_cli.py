@@ -94,6 +94,27 @@ def test_check_finds_what_the_machine_does_not_have() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("missing/state.db", "there is no such directory: {directory}/missing"),
+        ("link", "is a link that leads back to itself: {directory}/link"),
+        ("state.db", ""),
+    ],
+)
+def test_check_looks_where_a_link_leads(tmp_path: Path, target: str, said: str) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / target)
+    path = Path("linked.toml")
+    path.write_text(f'{GOOD}[smtpd.state]\nurl = "sqlite:{tmp_path}/link"\n[smtpd.log]\nto = "file:{tmp_path}/link"\n')
+    result = CliRunner().invoke(main, ["check", "--config", str(path)])
+    found = [line for line in result.stderr.splitlines() if not line.startswith("warning: ")]
+    told = [
+        f"linked.toml:{line}: smtpd.{key}: {said.format(directory=tmp_path)}"
+        for line, key in ((9, "state.url"), (11, "log.to"))
+    ]
+    assert found == (told if said else [])
+
+
 def test_check_reads_certificates() -> None:
     path = Path("bad.toml")
     path.write_text(f'{GOOD}[smtpd.tls]\ncert_file = "{path}"\nkey_file = "{path}"\n')

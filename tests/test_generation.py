@@ -164,6 +164,21 @@ async def test_provider_of_logins_is_named_when_it_cannot_work(inbox: type[Inbox
     await running.stop()
 
 
+@pytest.mark.parametrize(("guarantee", "count"), [("at-least-once", 0), ("at-most-once", 1)])
+async def test_state_counts_as_a_part_where_no_mail_is_taken_without_it(
+    inbox: type[Inbox], tmp_path: Path, guarantee: str, count: int
+) -> None:
+    state = tmp_path / "state.db"
+    running = Server(
+        config(state={"url": f"sqlite:{state}"}, delivery={"guarantee": guarantee}), agents={"inbox": inbox}
+    )
+    started = await running.start_quietly()
+    assert await started.problems() == []
+    state.unlink()
+    assert [problem.partition(" ")[0] for problem in await started.problems()] == ["state:"] * count
+    await running.stop()
+
+
 async def test_every_part_that_cannot_work_is_named(monkeypatch: pytest.MonkeyPatch, inbox: type[Inbox]) -> None:
     class Silent(Filter):
         async def health(self) -> str | None:

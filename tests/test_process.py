@@ -2,10 +2,11 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,13 @@ def soft_limit(server: Server) -> int:
     return int(next(line for line in lines if line.startswith("Max open files")).split()[3])
 
 
+def until_it_waits(server: Server) -> None:
+    """Until its only thread is inside a call that waits: a signal between two calls does not break the second off."""
+    stat = Path(f"/proc/{server.process.pid}/stat")
+    while stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "S":
+        assert server.process.poll() is None
+
+
 def test_server_takes_the_descriptors_its_connections_can_need(serve: Serve, directory: Path) -> None:
     server = serve({"smtpd": {"limits": {"connections": 100}}}, python=python_with("-S -n 300", directory))
     assert soft_limit(server) == 700
@@ -137,6 +145,29 @@ def test_server_that_cannot_have_enough_descriptors_says_so(serve: Serve, direct
     server = serve({"smtpd": {"limits": {"connections": 100}}}, python=python_with("-n 600", directory))
     (line,) = server.events("few-descriptors")
     assert (line["limit"], line["wanted"], soft_limit(server)) == (600, 700, 600)
+
+
+def test_reload_takes_the_descriptors_that_more_connections_can_need(serve: Serve, directory: Path) -> None:
+    server = serve({"smtpd": {"limits": {"connections": 100}}}, python=python_with("-S -n 300", directory))
+    text = server.config.read_text()
+    server.config.write_text(text.replace('"connections" = 100', '"connections" = 200'))
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for("reloaded")
+    assert soft_limit(server) == 900
+    server.config.write_text(text)
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for("reloaded", 2)
+    assert soft_limit(server) == 900  # there may be more than 100 connections yet
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_server_without_a_descriptor_left_says_so(serve: Serve, directory: Path, loop: str) -> None:
+    table = {"event_loop": loop, "limits": {"connections_per_ip": 0}}
+    server = serve({"smtpd": table}, python=python_with("-n 64", directory))
+    with ExitStack() as stack:
+        for _ in range(64):
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port("smtp"))))
+        assert server.wait_for("no-descriptors")["problem"] == "Too many open files"
 
 
 def test_limit_that_is_enough_stays(serve: Serve, directory: Path) -> None:
@@ -195,6 +226,7 @@ def test_server_that_is_told_to_end_while_it_reads_its_configuration_ends_quietl
 ) -> None:
     server, _ = reading
     with server.config.open("w"):
+        until_it_waits(server)
         assert server.stop(number) == 0
     assert server.output == []
 

@@ -245,6 +245,7 @@ path = {path!r}
 listening = socket.socket(socket.AF_UNIX if path else socket.AF_INET)
 listening.bind(path or ("127.0.0.1", 0))
 listening.listen()
+{instead}
 os.dup2(listening.fileno(), 3)
 os.set_inheritable(3, True)
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS={count!r}, LISTEN_FDNAMES="mail")
@@ -267,6 +268,25 @@ def test_number_of_sockets_that_is_none_is_told(serve: Serve, directory: Path, c
     assert "exception" not in line
 
 
+@pytest.mark.parametrize(
+    ("address", "instead", "problem"),
+    [
+        ("systemd:smtp", "", "systemd handed over no socket named \"smtp\", but 'mail' (FileDescriptorName)"),
+        ("systemd:mail", "listening = socket.socket(type=socket.SOCK_DGRAM)", "systemd:mail takes no connections: "),
+        ("systemd:mail", "listening = socket.socketpair()[0]", "systemd:mail takes no connections: "),
+    ],
+    ids=["another name", "ListenDatagram=", "Accept=yes"],
+)
+def test_socket_that_cannot_be_used_is_told(
+    serve: Serve, directory: Path, address: str, instead: str, problem: str
+) -> None:
+    tables = {"smtpd": {"listeners": {"smtp": {"address": address}}}}
+    server = serve(tables, python=activated(directory, instead=instead), wait=False)
+    line = server.wait_for("cannot-start")
+    assert line["problem"].startswith(problem)
+    assert "exception" not in line
+
+
 @pytest.mark.parametrize("event_loop", ["asyncio", "uvloop"])
 def test_file_of_a_unix_socket_of_systemd_stays_for_the_next_server(
     serve: Serve, directory: Path, event_loop: str
@@ -281,10 +301,10 @@ def test_file_of_a_unix_socket_of_systemd_stays_for_the_next_server(
     assert path.is_socket()
 
 
-def activated(directory: Path, path: str = "", count: str = "1") -> str:
+def activated(directory: Path, path: str = "", count: str = "1", instead: str = "") -> str:
     """A program that starts Python with a listening socket, as systemd does it."""
     script = directory / "activate"
-    script.write_text(f"#!{sys.executable}\n{ACTIVATE.format(path=path, count=count)}")
+    script.write_text(f"#!{sys.executable}\n{ACTIVATE.format(path=path, count=count, instead=instead)}")
     script.chmod(0o755)
     return str(script)
 
@@ -329,7 +349,7 @@ def test_file_that_root_alone_can_read_is_named_with_who_cannot(
     os.chmod(key, 0o600)
     server = serve({"smtpd": {"user": "nobody", "tls": {"key_file": key}}}, wait=False)
     line = server.wait_for("cannot-start")
-    assert (line["user"], line["problem"]) == ("nobody", f"{key}: Permission denied")
+    assert (line["run_as"], line["problem"]) == ("nobody", f"{key}: Permission denied")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up being root")

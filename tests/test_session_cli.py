@@ -82,6 +82,21 @@ def test_over_pipes_replies_and_log_are_apart(config: Path) -> None:
     assert b"([192.0.2.7])" in delivered.read_bytes()
 
 
+def test_developer_set_up_can_be_spoken_to_before_it_has_ever_been_served(tmp_path: Path) -> None:
+    command, said = (sys.executable, "-m", "smtpd", "session"), b"EHLO client.test\r\n" + MESSAGE
+    done = subprocess.run(command, input=said, capture_output=True, timeout=PATIENCE, cwd=tmp_path, check=False)
+    assert done.returncode == 0
+    assert b"\n250 2.0.0 Ok, delivered" in done.stdout
+    assert len(list((tmp_path / "var/mail/example.test/ann/new").iterdir())) == 1
+
+
+def test_listener_that_begins_with_tls_is_refused_in_words(tmp_path: Path) -> None:
+    command = (sys.executable, "-m", "smtpd", "session", "--listener", "smtps")
+    done = subprocess.run(command, input=b"", capture_output=True, timeout=PATIENCE, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"listener 'smtps' begins with TLS, which is not spoken here" in done.stderr
+
+
 def test_client_of_inetd_never_sees_the_log(config: Path) -> None:
     with started_by_inetd(config) as (client, child):
         client.sendall(REFUSED + b"QUIT\r\n")

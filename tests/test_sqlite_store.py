@@ -335,15 +335,6 @@ async def test_a_full_disk_is_an_error_and_what_was_there_stays(path: Path) -> N
         assert await store.get("a", "big") == bytes(1 << 20)
 
 
-async def test_a_file_that_was_taken_away_is_not_made_anew_behind_our_back(path: Path, tmp_path: Path) -> None:
-    async with opened(path):
-        pass
-    os.unlink(path)
-    with pytest.raises(sqlite3.OperationalError, match="unable to open"):
-        sqlite_store._connect(str(path), 0.0)
-    assert os.listdir(tmp_path) == []
-
-
 async def test_a_stopped_store_answers_with_errors(path: Path) -> None:
     store = SqliteStore(str(path), ManualClock())
     for attempt in (store.get("a", "key"), store.put("a", "key", b"x", 10), store.delete("a", "key")):

@@ -147,7 +147,7 @@ def _read(path: FilePath) -> str:
     if len(content) > MAX_FILE:
         raise ValueError(f"it is bigger than {MAX_FILE} bytes")
     try:
-        return content.decode("utf-8").replace("\r\n", "\n")
+        return content.decode("utf-8-sig").replace("\r\n", "\n")  # Windows puts a byte order mark in front
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(f"line {line} is not UTF-8 text") from None

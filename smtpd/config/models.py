@@ -68,7 +68,7 @@ class DeliveryOptions(Options):
     """"combine" makes one reply of several (see docs/operating.md); "split" puts recipients of a second agent off
     with 452, so that they come in a transaction of their own."""
     guarantee: Literal["at-least-once", "at-most-once"] = "at-least-once"
-    """What a retry means when a mailstore's answer never came: deliver (perhaps a second time), or refuse for
+    """What a retry means when the answer behind an agent never came: deliver (perhaps a second time), or refuse for
     good, saying that the message may have been delivered."""
     remember: Seconds = 5 * 86400.0
     """How long is kept who has a message already, when its sender was told to try again, seconds."""

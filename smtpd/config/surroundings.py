@@ -99,7 +99,11 @@ def _problem_of_file(mark: object, name: str, rights: Rights) -> str:
 def _problem_of_written(file: FilePath, rights: Rights) -> str:
     if os.path.isdir(file):
         return f"is a directory: {file}"
-    missing = f"there is no such directory: {file.parent}" if rights.lacks_directory(file.parent) else ""
+    with rights.held():
+        target = FilePath(os.path.realpath(file)) if os.path.islink(file) else file  # it is made where a link leads
+        if os.path.islink(target):
+            return f"is a link that leads back to itself: {file}"
+    missing = f"there is no such directory: {target.parent}" if rights.lacks_directory(target.parent) else ""
     return rights.writing(file) or missing
 
 

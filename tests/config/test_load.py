@@ -29,6 +29,11 @@ def test_tables_are_laid_over_those_of_the_file_and_left_as_they_are(path: Path)
     assert over == {"limits": {"connections": 9}, "filters": {"access": {"deny_senders": ["@a.test"]}}}
 
 
+def test_file_may_come_from_windows(path: Path) -> None:
+    path.write_bytes(b"\xef\xbb\xbf" + CONFIG.replace("\n", "\r\n").encode())
+    assert load(path, {}, files=False).limits.connections == 7
+
+
 def test_a_mistake_in_what_is_laid_over_is_one(path: Path) -> None:
     with pytest.raises(ConfigError, match=r"smtpd\.limits\.conections: unknown key"):
         load(path, {}, over={"limits": {"conections": 9}}, files=False)

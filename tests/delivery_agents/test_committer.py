@@ -155,7 +155,7 @@ async def test_failing_disk_is_temporary_and_leaves_nothing(
     assert len(stored(tmp_path)) == 2
     assert call == "open" or not stored(tmp_path, "tmp")
     assert "01T" in events(agent)[0]
-    assert f"{tmp_path}/mail: broken" in events(agent)[0]
+    assert f"'mailboxes': ['{tmp_path}/mail'], 'problem': 'broken'" in events(agent)[0]
     assert await deliver(agent, "bob@example.com") is replies.ACCEPTED
 
 
@@ -308,7 +308,7 @@ async def store(root: Path, syncer: WatchedSyncer, *addressed: str) -> list[Exce
     committer = Committer("mx.test", syncer, sync="file", access=OWNER, quota=None)
     committer.start()
     for names in addressed:
-        boxes = [Box(str(root / name), "", create=True) for name in names.split(",")]
+        boxes = [Box(str(root / name), "", root=str(root)) for name in names.split(",")]
         syncer.waiting.append(committer.store(b"", message(f"Subject: {names}\r\n\r\n".encode()), boxes))
     syncer.handed_over.set()
     await committer.stop()

@@ -34,7 +34,7 @@ async def test_file_whose_closing_fails_does_not_end_the_thread(
         patch.setattr(os, "close", close_and_complain)
         async with asyncio.timeout(30):
             assert await deliver(agent, "bob@example.com") is replies.NO_SPACE
-    assert f"{tmp_path}/mail/example.com/bob: full" in events(agent)[0]
+    assert f"'mailboxes': ['{tmp_path}/mail/example.com/bob'], 'problem': 'full'" in events(agent)[0]
     assert await agent.health() is None
     assert await deliver(agent, "bob@example.com") is replies.ACCEPTED
     assert not stored(tmp_path, "tmp")

@@ -9,7 +9,7 @@ from delivery_agents.directories import MAX_OPEN, OWNER, Box, Folders
 
 
 def test_folder_stays_open_while_fewer_others_than_may_be_open_are_asked_for(tmp_path: Path) -> None:
-    boxes = [Box(str(tmp_path / str(number)), "", create=True) for number in range(MAX_OPEN + 1)]
+    boxes = [Box(str(tmp_path / str(number)), "", root=str(tmp_path)) for number in range(MAX_OPEN + 1)]
     folders = Folders(OWNER)
     for box in boxes[:MAX_OPEN]:
         folders.open(box)
@@ -24,7 +24,7 @@ def test_folders_used_longest_ago_are_closed_when_there_are_too_many(tmp_path: P
     before = len(os.listdir("/dev/fd"))
     folders = Folders(OWNER)
     for number in range(MAX_OPEN + 20):
-        folders.open(Box(str(tmp_path / str(number)), "", create=True))
+        folders.open(Box(str(tmp_path / str(number)), "", root=str(tmp_path)))
     assert len(os.listdir("/dev/fd")) == before + 2 * MAX_OPEN
     folders.close()
     assert len(os.listdir("/dev/fd")) == before
@@ -35,7 +35,7 @@ def test_several_may_make_the_same_mailbox_at_the_same_time(tmp_path: Path) -> N
 
     def make(number: int) -> None:
         folders = Folders(OWNER)
-        box = Box(str(tmp_path / f"domain{number}" / "user"), ".Junk", create=True)
+        box = Box(str(tmp_path / f"domain{number}" / "user"), ".Junk", root=str(tmp_path))
         together.wait()
         folders.open(box)
         folders.close()
@@ -52,7 +52,7 @@ def test_named_pipe_in_place_of_a_file_keeps_nobody_waiting(tmp_path: Path) -> N
 
     def enter() -> None:
         with pytest.raises(OSError, match="maildirfolder"):
-            Folders(OWNER).open(Box(str(tmp_path), ".Junk", create=False))
+            Folders(OWNER).open(Box(str(tmp_path), ".Junk", root=""))
         refused.append(True)
 
     refused: list[bool] = []

@@ -292,7 +292,7 @@ async def test_thread_that_overruns_leaves_the_outcome_unknown_and_keeps_its_pla
         talk = await server.connect()
         assert "did not say whether" in (await talk.send(TEXT))[-1]
         late.begun.clear()
-        assert (await talk.send(TEXT))[-1].startswith("451 4.4.2 The mailstore did not answer in time")
+        assert (await talk.send(TEXT))[-1].startswith("451 4.4.2 The mail system did not answer in time")
         assert not late.begun.is_set()
         late.go_on.set()
         await reaches(late.ended.is_set)

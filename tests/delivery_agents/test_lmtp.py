@@ -76,7 +76,7 @@ async def test_commands_come_one_by_one_where_the_store_cannot_take_more() -> No
         (b"550 5.2.1 Disabled\r\n", "550 5.2.1 Disabled ["),
         (b"451 Temporary\r\n", "451 4.0.0 Temporary ["),
         (b"421 4.3.2 Closing\r\n", "451 4.3.2 Closing ["),
-        (b"503 5.5.1 MAIL first\r\n", "451 4.4.1 The mailstore cannot be reached"),
+        (b"503 5.5.1 MAIL first\r\n", "451 4.4.1 The mail system cannot be reached"),
         (b"354 Go on\r\n", "451 4.4.1 "),
         (b"221 2.0.0 Bye\r\n", "451 4.4.1 "),
         (CLOSE, "451 4.4.1 "),
@@ -128,10 +128,10 @@ async def test_sender_that_is_refused_late_is_no_open_door() -> None:
         (b"552 5.2.2 Mailbox full\r\n", "552 5.2.2 Mailbox full ["),
         (b"452 4.2.2 Mailbox full\r\n", "452 4.2.2 Mailbox full ["),
         (b"554 No\r\n", "554 5.0.0 No ["),
-        (b"421 4.3.2 Closing\r\n", "451 4.4.2 The mailstore did not say"),  # it may store it all the same
-        (b"503 5.5.1 RCPT first\r\n", "451 4.4.2 The mailstore did not say"),
-        (b"354 Go on\r\n", "451 4.4.2 The mailstore did not say"),
-        (CLOSE, "451 4.4.2 The mailstore did not say"),
+        (b"421 4.3.2 Closing\r\n", "451 4.4.2 The mail system did not say"),  # it may store it all the same
+        (b"503 5.5.1 RCPT first\r\n", "451 4.4.2 The mail system did not say"),
+        (b"354 Go on\r\n", "451 4.4.2 The mail system did not say"),
+        (CLOSE, "451 4.4.2 The mail system did not say"),
     ],
 )
 async def test_what_the_store_says_of_the_message_is_heard_at_its_end(chunking: bool, say: bytes, heard: str) -> None:

@@ -208,7 +208,7 @@ async def test_store_that_is_down_puts_mail_off_and_comes_back() -> None:
     async with LmtpStore() as store, server(store) as front:
         await store.stop()
         talk = await front.connect()
-        assert (await talk.send(TEXT))[1].startswith("451 4.4.1 The mailstore cannot be reached")
+        assert (await talk.send(TEXT))[1].startswith("451 4.4.1 The mail system cannot be reached")
         assert "127.0.0.1" in str(await front.agents["store"].health())
         await store.start()
         assert (await answer(talk)).startswith("250 ")

@@ -97,6 +97,24 @@ async def test_mailbox_that_vanished_after_rcpt_is_temporary(start: Start, tmp_p
     assert not (tmp_path / "mail/example.com/bob").exists()
 
 
+@pytest.mark.parametrize("names", [["bob@example.com"], ["bob@example.com", "eve@example.com"]])
+@pytest.mark.parametrize("is_link", [False, True])
+async def test_root_that_has_gone_is_not_made_anew(
+    start: Start, tmp_path: Path, names: list[str], is_link: bool
+) -> None:
+    if is_link:
+        (tmp_path / "disk").mkdir()
+        (tmp_path / "mail").symlink_to(tmp_path / "disk")
+    agent = await start()
+    assert await deliver(agent, *names) is replies.ACCEPTED
+    root = tmp_path / ("disk" if is_link else "mail")
+    root.rename(tmp_path / "aside")
+    assert await deliver(agent, *names) is replies.STORE_FAILED
+    assert not root.exists()
+    (tmp_path / "aside").rename(root)
+    assert await deliver(agent, *names) is replies.ACCEPTED
+
+
 async def test_agent_for_anybody_has_nothing_to_ask(start: Start) -> None:
     assert not (await start()).asks
     assert (await start(quota=1000)).asks

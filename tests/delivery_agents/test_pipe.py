@@ -292,7 +292,7 @@ async def test_program_that_does_not_hear_sigterm_is_killed(directory: Path, mon
     program = script(directory, f"trap '' TERM; echo $$ >{directory}/pid; while :; do sleep 1; done")
     big = "Subject: big\n\n" + "\n".join(["x" * 70] * 20_000)
     said = await answer(program, content=big, timeout=1.0, forget="delivery-timed-out")
-    assert said.startswith("451 4.4.2 The mailstore did not answer in time")  # it had not read the whole message
+    assert said.startswith("451 4.4.2 The mail system did not answer in time")  # it had not read the whole message
     assert not is_alive(int((directory / "pid").read_text()))
 
 

@@ -95,6 +95,14 @@ def test_full_mailbox_is_counted_anew_every_quarter_of_an_hour(tmp_path: Path) -
     assert not Quota(2000, clock=lambda: changed + 901).is_full(path, 10, recount=True)
 
 
+def test_count_from_before_the_clock_was_set_back_is_counted_anew(tmp_path: Path) -> None:
+    path = mailbox(tmp_path / "box")
+    (tmp_path / "box/maildirsize").write_text("2000S\n1999 3\n")
+    changed = (tmp_path / "box/maildirsize").stat().st_mtime
+    assert Quota(2000, clock=lambda: changed - 899).is_full(path, 10, recount=True)  # a clock elsewhere may be ahead
+    assert not Quota(2000, clock=lambda: changed - 901).is_full(path, 10, recount=True)
+
+
 def test_limit_of_another_program_with_messages_is_understood(tmp_path: Path) -> None:
     path = mailbox(tmp_path / "box")
     (tmp_path / "box/maildirsize").write_text("2000S,50C\n1500 3\n")

@@ -264,6 +264,24 @@ async def test_dns_that_is_down_is_a_temporary_error() -> None:
     assert found == Evaluation("temperror", "DNS: servfail for TXT of a.example")
 
 
+@pytest.mark.parametrize(
+    ("term", "answer", "reason"),
+    [
+        ("exists:%{l}.list.example", "servfail", "DNS: servfail for A of %{l}.list.example"),
+        ("exists:%{l1r-}.list.example", "servfail", "DNS: servfail for A of %{l1r-}.list.example"),
+        ("redirect=%{l}.list.example", "nxdomain", "redirect domain has no SPF record"),
+        ("include:%{L}.list.example", "nxdomain", "No valid SPF record for included domain: %{L}.list.example"),
+    ],
+)
+async def test_reason_tells_nobody_the_local_part(term: str, answer: str, reason: str) -> None:
+    zone: Tables = {NAME: record(term, "-all") if "=" not in term else record(term)}
+    if answer == "servfail":
+        zone |= {f"{name}.list.example": {"A": "tempfail: servfail"} for name in ("Joe-Doe", "Joe")}
+    found, _ = await check(zone, local="Joe-Doe")
+    assert found.reason.startswith(reason)
+    assert "joe" not in found.reason.lower()
+
+
 async def test_lookups_beyond_the_limit_of_the_message_are_a_temporary_error() -> None:
     hosts = [f"h{number}.example" for number in range(5)]
     zone = {NAME: record(*(f"a:{host}" for host in hosts), "-all"), **elsewhere(hosts)}

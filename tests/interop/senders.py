@@ -20,7 +20,7 @@ SENDERS = 20
 PAUSE = 0.03  # seconds until a sender tries again
 SIZES = (200, 2_000, 20_000, 200_000)
 PAGE = b"".join(b"%08d %s\r\n" % (number, b"0123456789abcdef" * 4) for number in range(3_000))
-UNKNOWN = "451 4.4.2 The mailstore did not say"
+UNKNOWN = "451 4.4.2 The mail system did not say"
 
 type Lines = Mapping[str, Mapping[str, Any]]
 """Log lines of messages by their trace ids."""
@@ -102,6 +102,12 @@ class Post:
         goal = self._settled + count
         async with asyncio.timeout(PATIENCE), self._changed:
             await self._changed.wait_for(lambda: self._settled >= goal)
+
+    @property
+    def uncertain(self) -> list[str]:
+        """What the senders heard last of messages that were settled, but not simply taken."""
+        ends = (letter.end for letter in self.letters if letter.is_settled)
+        return [end for end in ends if not end.startswith("250 2.0.0")]
 
     def unaccounted(self, found: Counter[tuple[str, bytes]], lines: Lines) -> list[str]:
         """What is lost, damaged, or there more often than attempts were interrupted."""

@@ -192,6 +192,16 @@ def test_expiry_is_warned_of_once_a_day(server: Server) -> None:
     assert len(server.events("certificate-expired")) == 1
 
 
+def test_warning_from_before_the_clock_was_set_back_does_not_count(server: Server) -> None:
+    soon = datetime.now(UTC) + timedelta(days=2, hours=2)
+    certificates = server.certificates(TlsOptions(**server.issue("mail", "mail.example.com", expires=soon)))
+    right = server.clock.now
+    for now in (right + 1e9, right, right + 60):
+        server.clock.now = now
+        certificates.check()
+    assert [line["days_left"] for line in server.events("certificate-expires-soon")] == [2, 2]
+
+
 def test_certificate_that_lasts_is_not_warned_of(server: Server) -> None:
     later = datetime.now(UTC) + timedelta(days=15)
     server.certificates(TlsOptions(**server.issue("mail", "mail.example.com", expires=later))).check()

@@ -147,6 +147,15 @@ async def test_listener_that_is_gone_after_a_reload_takes_nobody() -> None:
         assert [line["listener"] for line in server.events("listener-closed")] == ["b"]
 
 
+async def test_reload_that_would_close_every_listener_is_refused() -> None:
+    async with Stage(listens=True) as server:
+        renamed = {"listeners": {"other": {"address": "127.0.0.1:0", "mode": "smtp", "tls": "off"}}}
+        with pytest.raises(OSError, match="all listeners would be closed"):
+            await server.server.reload(Stage(tables=renamed).server.config)
+        async with client(server) as direct:
+            assert await direct.hear() == GREETING
+
+
 async def test_accepting_goes_on_when_there_are_descriptors_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acceptor, "PAUSE", 0.01)
     async with Stage(listens=True, listener=BALANCED) as server:
