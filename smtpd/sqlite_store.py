@@ -8,12 +8,13 @@ has been synced. Expiry goes by the wall clock, because it has to survive a rest
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import sqlite3
 import stat
 import threading
-from collections.abc import Callable, Sized
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sized
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from queue import Empty, SimpleQueue
@@ -280,13 +281,12 @@ def _number(path: str) -> tuple[int, int]:
 def _prepare(path: str) -> None:
     """Make the file if it is missing, or check that it is ours and whole."""
     try:
-        _create(path)
-        with closing(_connect(path, _WRITE_PATIENCE)) as connection:
+        with _alone(path), closing(_connect(path, _WRITE_PATIENCE)) as connection:
             _check_owner(connection, path)
             (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
             if mode != "wal":
                 raise StoreError(f"{path} is on a filesystem without shared memory")
-            connection.execute("BEGIN IMMEDIATE")  # of two processes that start together only one makes the tables
+            connection.execute("BEGIN IMMEDIATE")
             if _is_new(connection):
                 for statement in _TABLES:
                     connection.execute(statement)
@@ -302,19 +302,21 @@ def _prepare(path: str) -> None:
         raise _unusable(path, error) from error
 
 
-def _create(path: str) -> None:
+@contextmanager
+def _alone(path: str) -> Iterator[None]:
+    """One process at a time: SQLite lets nobody wait who sets up the same file, and shows each half of it."""
     path = os.path.realpath(path)  # with O_EXCL a link counts as a file, also one to where there is none yet
     directory = os.path.dirname(path)
     if not os.path.isdir(directory):
         raise StoreError(f"the directory {directory} does not exist")
-    # Only when it is new: closing any descriptor of a file drops the locks that SQLite holds in this process.
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-    except FileExistsError:
-        return
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if not os.path.exists(path):
+            # Only then: closing any descriptor of a file drops the locks that SQLite holds in this process.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+            os.fsync(descriptor)
+        yield
     finally:
         os.close(descriptor)
 

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
@@ -169,8 +170,8 @@ async def test_the_file_is_private_whatever_the_umask(path: Path, name: str) -> 
 def test_the_file_is_private_from_the_first_moment(path: Path) -> None:
     before = os.umask(0)
     try:
-        sqlite_store._create(str(path))
-        assert mode(path) == 0o600
+        with sqlite_store._alone(str(path)):
+            assert mode(path) == 0o600
     finally:
         os.umask(before)
 
@@ -280,6 +281,14 @@ async def test_processes_that_start_together_agree_on_one_file(path: Path) -> No
         kill(writer)
     async with opened(path) as store:
         assert [await store.get("a", f"{name}2") for name in "wxyz"] == [b"kept"] * 4
+
+
+async def test_nobody_who_starts_at_the_same_moment_is_turned_away(path: Path) -> None:
+    for number in range(30):
+        stores = [SqliteStore(f"{path}{number}", time.time) for _ in range(4)]
+        await asyncio.gather(*(store.start() for store in stores))
+        for store in stores:
+            await store.stop()
 
 
 async def test_what_was_confirmed_survives_a_killed_process(path: Path) -> None:
