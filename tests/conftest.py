@@ -25,14 +25,15 @@ from typing import Any
 import argon2
 import pytest
 import trustme
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 TOP = Path(__file__).resolve().parent.parent
 PEERS = TOP / ".venv" / "peers"
 PATIENCE = 30.0  # seconds; for a process on a busy machine, no test waits that long when all is well
 
-settings.register_profile("default", deadline=None)
-settings.register_profile("fuzz", deadline=None, max_examples=20_000)
+# No example has a deadline, and a busy machine may take its time to make them up.
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("fuzz", settings.get_profile("default"), max_examples=20_000)
 settings.load_profile("default")
 
 
