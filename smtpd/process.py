@@ -15,7 +15,7 @@ from smtpd.certificates import TlsError, make_developer_certificate
 from smtpd.config import Config, ConfigError, load
 from smtpd.identity import acting_as, become, find_identity, name_of_user
 from smtpd.log import Log
-from smtpd.plugins import PluginError
+from smtpd.plugins import PluginError, describe
 from smtpd.policy.startup import PolicyError
 from smtpd.server import Server
 from smtpd.signals import EarlySignals
@@ -56,7 +56,7 @@ def run(config: Config, *, path: Path | None, environ: Mapping[str, str], signal
 def report_failed_start(log: Log, error: BaseException) -> None:
     """Say in the log why the server cannot start."""
     exception = None if isinstance(error, _OPERATORS_TURN) else error
-    log.error("cannot-start", user=name_of_user(), problem=str(error) or type(error).__name__, exception=exception)
+    log.error("cannot-start", user=name_of_user(), problem=describe(error), exception=exception)
 
 
 async def _serve(server: Server, path: Path | None, environ: Mapping[str, str], signals: EarlySignals) -> int:
@@ -165,9 +165,9 @@ async def _reload(server: Server, path: Path, environ: Mapping[str, str]) -> Non
         for problem in error.problems:
             server.log.error("reload-refused", problem=str(problem))
     except _OPERATORS_TURN as error:
-        server.log.error("reload-refused", problem=str(error))
+        server.log.error("reload-refused", problem=describe(error))
     except Exception as error:
-        server.log.error("reload-failed", problem=str(error), exception=error)
+        server.log.error("reload-failed", problem=describe(error), exception=error)
 
 
 def _ask_for_descriptors(config: Config, log: Log) -> None:
