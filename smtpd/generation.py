@@ -229,7 +229,7 @@ def _about(part: str) -> Iterator[None]:
         task = asyncio.current_task()
         if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
             raise
-        broken = plugins.BrokenPlugin(f"{type(error).__name__}: {error}")
+        broken = plugins.BrokenPlugin(f"{type(error).__name__}: {error}".removesuffix(": "))
         broken.add_note(part)
         raise broken from error
 

@@ -5,9 +5,23 @@ from typing import Any
 
 import pytest
 
-from smtpd import AgentOptions, Config, DeliveryAgent, Filter, FilterOptions, Server
+from smtpd import (
+    PASS,
+    AgentOptions,
+    Config,
+    DeliveryAgent,
+    Filter,
+    FilterOptions,
+    Message,
+    Reply,
+    Server,
+    Transaction,
+    Verdict,
+)
 from smtpd.config import ConfigError
+from smtpd.memory import MemoryServer
 from smtpd.plugins import BrokenPlugin, describe
+from smtpd.replies import ACCEPTED
 
 
 class Panic(BaseException):
@@ -128,3 +142,44 @@ async def test_options_that_cannot_be_examined_are_a_mistake_in_the_configuratio
     )
     with pytest.raises(ConfigError, match="cannot be examined: "):
         await server.start()
+
+
+async def test_agent_stores_no_empty_message_when_a_filter_has_closed_the_content() -> None:
+    class Closing(Filter):
+        async def on_message(self, mail: Transaction, message: Message) -> Verdict:
+            message.content.close()
+            return PASS
+
+    stored: list[bytes] = []
+
+    class Storing(DeliveryAgent):
+        async def deliver(self, mail: Transaction, message: Message) -> Reply:
+            stored.append(bytes(message))
+            return ACCEPTED
+
+    async with MemoryServer(filters={"closing": Closing}, agents={"inbox": Storing}) as server:
+        assert (await (await server.connect()).send("Subject: x\n\nHello\n"))[-1].startswith("451 4.3.0")
+        server.forget("delivery-failed")
+    assert stored == []
+
+
+async def test_agent_that_reads_after_it_has_answered_hears_that_it_is_too_late() -> None:
+    late: list[asyncio.Task[bytes]] = []
+    over = asyncio.Event()
+
+    class Later(DeliveryAgent):
+        async def deliver(self, mail: Transaction, message: Message) -> Reply:
+            async def read() -> bytes:
+                await over.wait()
+                return bytes(message)
+
+            late.append(asyncio.create_task(read()))
+            return ACCEPTED
+
+    async with MemoryServer(agents={"inbox": Later}) as server:
+        talk = await server.connect()
+        await talk.send("Subject: x\n\nHello\n")
+        await talk.say(b"NOOP\r\n")
+        over.set()
+        with pytest.raises(ValueError, match="the content is gone"):
+            await late[0]
