@@ -1,6 +1,7 @@
 """Plug-ins that leave, or want everybody to leave: the server stays, and says whose doing it was."""
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -183,3 +184,31 @@ async def test_agent_that_reads_after_it_has_answered_hears_that_it_is_too_late(
         over.set()
         with pytest.raises(ValueError, match="the content is gone"):
             await late[0]
+
+
+async def test_client_of_a_filter_that_cannot_be_cancelled_does_not_count_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    is_asked, may_end = asyncio.Event(), asyncio.Event()
+
+    class Deaf(Filter):
+        async def on_message(self, mail: Transaction, message: Message) -> Verdict:
+            is_asked.set()
+            while not may_end.is_set():
+                with suppress(asyncio.CancelledError):
+                    await may_end.wait()
+            return PASS
+
+    monkeypatch.setattr("smtpd.waiting.DEAF_SECONDS", 0.01)
+    complaints: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
+    async with asyncio.timeout(10), MemoryServer(filters={"deaf": Deaf}) as server:
+        talk = await server.connect()
+        sending = asyncio.create_task(talk.send("Hello\n"))
+        await is_asked.wait()
+        await talk.hang_up()
+        assert talk.is_over
+        may_end.set()
+        await sending
+    assert len(complaints) == 1
+    assert "Deaf.on_message > Event.wait goes on although it was cancelled" in complaints[0]
