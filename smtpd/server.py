@@ -80,7 +80,7 @@ class Server:
         self._watch: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
         self._reloading = asyncio.Lock()
-        self._is_stopped = False
+        self._has_begun = self._is_stopped = False
         self._was_ready = False
 
     async def __aenter__(self) -> Server:
@@ -148,7 +148,9 @@ class Server:
         return Connection(self._gates[listener], loop, may_be_secure=True)
 
     async def serve(self) -> None:
-        """Wait until `close` is called, then drain and stop."""
+        """Wait until `close` is called, then drain and stop; RuntimeError when it was not started."""
+        if self._generation is None:
+            raise RuntimeError("the server has not been started")
         await self._closing.wait()
         await self.drain()
         await self.stop()
@@ -210,6 +212,8 @@ class Server:
             await self._replace(config)
 
     async def _replace(self, config: Config) -> None:
+        if not self._has_begun:
+            raise RuntimeError("the server has not been started")
         self._check(config)
         old, journal = self._generation, _promising(self._journal, config)
         generation = self._make(config, journal, has_tls=self._has_tls(config))
@@ -308,6 +312,9 @@ class Server:
         check(config, self._own)
 
     def _begin(self) -> None:
+        if self._has_begun and not self._is_stopped:
+            raise RuntimeError("the server has been started, and not stopped since")
+        self._has_begun = True
         self._begun_with = self.config
         if self._is_stopped:
             self._is_stopped = False
