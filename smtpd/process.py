@@ -14,6 +14,7 @@ from pathlib import Path
 from smtpd.certificates import TlsError, make_developer_certificate
 from smtpd.config import Config, ConfigError, load
 from smtpd.identity import acting_as, become, find_identity, name_of_user
+from smtpd.leaving import leave_in_time
 from smtpd.log import Log
 from smtpd.plugins import PluginError, describe
 from smtpd.policy.startup import PolicyError
@@ -47,10 +48,20 @@ def run(config: Config, *, path: Path | None, environ: Mapping[str, str], signal
         return 1
     else:
         with asyncio.Runner(loop_factory=factory) as runner:
-            return runner.run(_serve(server, path, environ, signals))
+            status = runner.run(_serve(server, path, environ, signals))
+            leave_in_time(status, partial(_tell_what_keeps_us, log, handler))
+            return status
     finally:
         logging.getLogger().removeHandler(handler)
         log.close()
+
+
+def _tell_what_keeps_us(log: Log, handler: logging.Handler, places: list[str]) -> None:
+    """In the log as long as that is open; the interpreter's own end comes after it."""
+    if handler in logging.getLogger().handlers:
+        log.error("left-running", threads=places)
+    else:
+        print("smtpd: the end does not wait for", "; ".join(places), file=sys.stderr, flush=True)
 
 
 def report_failed_start(log: Log, error: BaseException) -> None:
