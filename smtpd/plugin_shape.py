@@ -20,7 +20,7 @@ def oddities(kind: type, base: type) -> Iterator[str]:
         if name in called and method is not known[name]:
             yield from _compare(name, method, known[name])
         elif name.startswith(_HOOK) and name not in known and any(hook.startswith(_HOOK) for hook in called):
-            guess = get_close_matches(name, called, 1)
+            guess = get_close_matches(name, called, 1, 0.75)
             yield f"{name} is called by nobody" + (f", did you mean {guess[0]}?" if guess else "")
 
 
