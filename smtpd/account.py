@@ -14,7 +14,7 @@ from smtpd.replies import Reply
 from smtpd.service import Service
 
 if TYPE_CHECKING:
-    from smtpd.handover import Outcome
+    from smtpd.outcome import Outcome
 
 MAX_TOLD = 40  # decisions in one line
 

@@ -7,8 +7,8 @@ from smtpd.account import Account
 from smtpd.channel import Channel
 from smtpd.content import Receiver
 from smtpd.delivery import Deliveries
-from smtpd.handover import Outcome
 from smtpd.model import Recipient, Session, Transaction
+from smtpd.outcome import Outcome
 from smtpd.replies import Reply
 from smtpd.service import Service
 from smtpd.unread import Unread

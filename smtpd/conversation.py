@@ -15,8 +15,9 @@ from smtpd.answering import Answering, InFlight
 from smtpd.content import ChunkReceiver, DataReceiver, Receiver, SkippedChunk
 from smtpd.delivery import Deliveries
 from smtpd.endings import Disconnected, Draining, Ended, TimedOut
-from smtpd.handover import Handover, Outcome
+from smtpd.handover import Handover
 from smtpd.model import Message, Recipient, Transaction
+from smtpd.outcome import Outcome
 from smtpd.replies import Refused, Reply
 from smtpd.sasl import Exchange
 

@@ -7,13 +7,11 @@ through: a client that vanishes, or that we can let wait no longer, will hear ho
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from smtpd import replies, trace
+from smtpd import replies, trace, waiting
 from smtpd.content import MAX_HEAD
 from smtpd.delivery import combine
 from smtpd.endings import Overrun
@@ -22,6 +20,7 @@ from smtpd.forgeries import without_forged_fields
 from smtpd.journal import Journal
 from smtpd.message_key import HINT, message_hint, message_key
 from smtpd.model import Message, Recipient
+from smtpd.outcome import Answers, Outcome
 from smtpd.policy import Judgement
 from smtpd.replies import Refused, Reply
 from smtpd.store import StoreError
@@ -30,24 +29,10 @@ from smtpd.unread import Unread
 if TYPE_CHECKING:
     from smtpd.answering import Answering, InFlight
 
-Answers = dict[Recipient, Reply]
-
 _NO_OBJECTION = Judgement()
 _BLANK_FIRST = (b"\n ", b"\n\t")  # with a line end put before the header section
 BIG = 1 << 18  # octets of content; the digest of a megabyte takes 2 ms
 SMALL = 1 << 16  # octets of content that are kept until the client has read our reply; of more, the digest is
-
-
-@dataclass(slots=True)  # not frozen: that takes a message twice as long to make
-class Outcome:
-    """How a message fared: one reply for the whole, and each recipient's when it was not refused as a whole."""
-
-    reply: Reply
-    each: Mapping[Recipient, Reply] | None = None
-
-    def taken(self) -> Answers:
-        """The replies of those who have the message."""
-        return {recipient: reply for recipient, reply in (self.each or {}).items() if reply.is_positive}
 
 
 class Handover:
@@ -162,15 +147,19 @@ class Handover:
     async def _judge(self) -> Judgement:
         """What the filters think; 451 when they took too long."""
         conversation, mail = self._conversation, self._in_flight.mail
+        limit = conversation.service.config.timeouts.filters
 
         async def judge() -> Judgement:
-            try:
-                async with asyncio.timeout(conversation.service.config.timeouts.filters or None):
-                    return await conversation.service.policy.message(mail, self._message)
-            except TimeoutError:
-                return Judgement(reply=replies.FILTERS_LATE)
+            async with asyncio.timeout(limit or None):
+                return await conversation.service.policy.message(mail, self._message)
 
-        return await conversation.channel.run(judge())
+        try:
+            return await conversation.channel.run(judge(), seconds=limit + waiting.DEAF_SECONDS if limit else 0.0)
+        except Overrun as deaf:
+            waiting.complain(deaf.task)
+        except TimeoutError:
+            pass
+        return Judgement(reply=replies.FILTERS_LATE)
 
     async def _settled(self) -> Answers:
         """What earlier attempts came to; raises Refused when one is still under way after a long wait."""

@@ -6,7 +6,8 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from smtpd.handover import Handover, Outcome
+    from smtpd.handover import Handover
+from smtpd.outcome import Outcome
 
 
 class Unread:

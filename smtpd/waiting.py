@@ -25,16 +25,19 @@ def cancel(
 ) -> None:
     """Cancel a task; `otherwise` is called when it goes on all the same, and the log says where it is."""
     task.cancel()
-    loop.call_later(DEAF_SECONDS, _look, task, loop, otherwise)
+    loop.call_later(DEAF_SECONDS, _look, task, otherwise)
 
 
-def _look(
-    task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop, otherwise: Callable[[asyncio.Task[Any]], None]
-) -> None:
+def _look(task: asyncio.Task[Any], otherwise: Callable[[asyncio.Task[Any]], None]) -> None:
     if not task.done():
-        text = f"{_place(task)} goes on although it was cancelled: it has to let CancelledError through"
-        loop.call_exception_handler({"message": text})
+        complain(task)
         otherwise(task)
+
+
+def complain(task: asyncio.Task[Any]) -> None:
+    """Say in the log where somebody's task is that did not end when it was cancelled."""
+    text = f"{_place(task)} goes on although it was cancelled: it has to let CancelledError through"
+    asyncio.get_running_loop().call_exception_handler({"message": text})
 
 
 def _place(task: asyncio.Task[Any]) -> str:

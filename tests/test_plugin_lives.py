@@ -212,3 +212,29 @@ async def test_client_of_a_filter_that_cannot_be_cancelled_does_not_count_for_ev
         await sending
     assert len(complaints) == 1
     assert "Deaf.on_message > Event.wait goes on although it was cancelled" in complaints[0]
+
+
+async def test_client_of_a_filter_that_cannot_be_cancelled_hears_451(monkeypatch: pytest.MonkeyPatch) -> None:
+    may_end = asyncio.Event()
+
+    class Deaf(Filter):
+        async def on_message(self, mail: Transaction, message: Message) -> Verdict:
+            while not may_end.is_set():
+                with suppress(asyncio.CancelledError):
+                    await may_end.wait()
+            return PASS
+
+    monkeypatch.setattr("smtpd.waiting.DEAF_SECONDS", 0.01)
+    complaints: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
+    async with (
+        asyncio.timeout(10),
+        MemoryServer(filters={"deaf": Deaf}, tables={"timeouts": {"filters": 0.01}}) as server,
+    ):
+        talk = await server.connect()
+        assert (await talk.send("Hello\n"))[-1].startswith("451 4.3.0 The message could not be checked in time")
+        may_end.set()
+        assert (await talk.send("Hello\n"))[-1].startswith("250 ")
+        assert len(server.delivered) == 1
+    assert len(complaints) == 1
+    assert "Deaf.on_message" in complaints[0]
