@@ -150,16 +150,17 @@ class Handover:
         limit = conversation.service.config.timeouts.filters
 
         async def judge() -> Judgement:
-            async with asyncio.timeout(limit or None):
-                return await conversation.service.policy.message(mail, self._message)
+            try:
+                async with asyncio.timeout(limit or None):
+                    return await conversation.service.policy.message(mail, self._message)
+            except TimeoutError:
+                return Judgement(reply=replies.FILTERS_LATE)
 
         try:
             return await conversation.channel.run(judge(), seconds=limit + waiting.DEAF_SECONDS if limit else 0.0)
         except Overrun as deaf:
             waiting.complain(deaf.task)
-        except TimeoutError:
-            pass
-        return Judgement(reply=replies.FILTERS_LATE)
+            return Judgement(reply=replies.FILTERS_LATE)
 
     async def _settled(self) -> Answers:
         """What earlier attempts came to; raises Refused when one is still under way after a long wait."""
