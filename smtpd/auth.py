@@ -228,10 +228,12 @@ class Authenticator:
         for provider in self.providers:
             try:
                 async with asyncio.timeout(CHECK_SECONDS):
-                    login = await provider.check_password(name, secret)
+                    login = _login_of(await provider.check_password(name, secret))
             except Busy:
                 undecided = True
-            except (Exception, asyncio.CancelledError) as error:  # one that breaks must not look like a wrong password
+            except (GeneratorExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # one that breaks, by sys.exit() too, must not look like a wrong password
                 caller = asyncio.current_task()
                 if isinstance(error, asyncio.CancelledError) and caller is not None and caller.cancelling():
                     raise
@@ -247,3 +249,10 @@ class Authenticator:
         if provider not in self._broken:
             self._broken.add(provider)
             self._log.error("auth-provider-broken", provider=provider, exception=error)
+
+
+def _login_of(answer: object) -> str | None:
+    """TypeError for what is no login: a False that means "wrong" would let everybody in."""
+    if answer is None or (isinstance(answer, str) and answer):
+        return answer
+    raise TypeError(f"check_password returned {type(answer).__name__} where a login or None is due")

@@ -21,6 +21,7 @@ from smtpd.limits import DataRate
 from smtpd.model import TlsInfo
 from smtpd.replies import Refused, Reply
 from smtpd.turn import Turn
+from smtpd.waiting import cancel, wait_for
 
 HIGH_WATER = 1 << 16  # unread octets at which the transport is told to pause
 _LOOK = 60.0  # seconds after which a timer looks at its deadline: below common timeouts, so it is not moved for them
@@ -29,11 +30,6 @@ _LARGE = 1 << 14  # octets that are handled at once: the turns of many such clie
 _BURST = 1 << 12  # octets of replies that wait for each other: who reads nothing must not fill our memory
 
 _INPUT = object()
-
-
-@coroutine
-def _wait(wanted: object) -> Generator[object, None, None]:
-    yield wanted
 
 
 class Channel:
@@ -217,7 +213,7 @@ class Channel:
             self._deadline = self._loop.time() + seconds if seconds else 0.0
             self._arm()
             try:
-                await _wait(task)
+                await wait_for(task)
             except TimedOut:
                 task.remove_done_callback(self._task_done)
                 raise Overrun(task) from None
@@ -302,9 +298,14 @@ class Channel:
 
     def _vanish(self) -> None:
         if self._task is not None and not self._finishing:
-            self._task.cancel()
+            cancel(self._task, self._loop, otherwise=self._leave)
         elif self._task is not None and self.on_vanished is not None:
             self.on_vanished()
+
+    def _leave(self, task: asyncio.Task[Any]) -> None:
+        if self._task is task:
+            task.remove_done_callback(self._task_done)
+            self._advance(Disconnected())
 
     def blocked(self, is_blocked: bool) -> None:
         """The client does not read what we say (True), or reads again: no input is taken meanwhile."""

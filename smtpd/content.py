@@ -53,7 +53,7 @@ class Budget(Protocol):
 class Content:
     """The octets of one message, in memory until they are too many, then in an unlinked temporary file."""
 
-    __slots__ = ("_budget", "_file", "_in_memory", "_parts", "_spool", "size")
+    __slots__ = ("_budget", "_file", "_in_memory", "_is_gone", "_parts", "_spool", "size")
 
     def __init__(self, budget: Budget, in_memory: int, spool: str | None = None) -> None:
         self.size = 0
@@ -62,6 +62,7 @@ class Content:
         self._spool = spool
         self._parts: list[bytes] = []
         self._file: IO[bytes] | None = None
+        self._is_gone = False
 
     def write(self, data: bytes) -> None:
         """Append octets; OSError, which names the directory, when the spool cannot take them."""
@@ -89,7 +90,9 @@ class Content:
         return self._file is not None
 
     def chunks(self) -> Iterator[bytes]:
-        """The octets in order; may be called from another thread, and more than once."""
+        """The octets in order; may be called from another thread, and more than once. ValueError once it is closed."""
+        if self._is_gone:
+            raise ValueError("the content is gone: it can be read until the filter or the agent has answered")
         if self._file is None:
             yield from self._parts
             return
@@ -120,6 +123,7 @@ class Content:
 
     def close(self) -> None:
         """Give memory and file back; may be called twice."""
+        self._is_gone = True
         if self._parts:
             self._budget.give(self.size)
             self._parts = []

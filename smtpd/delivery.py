@@ -179,9 +179,12 @@ class Deliveries:
             view = replace(self._mail, recipients=[])
             self._opened[agent.name] = agent.open(view), view
         delivery, view = self._opened[agent.name]
-        reply = await delivery.recipient(recipient)
-        if reply is not None and reply.code < 400:
-            reply = None if 200 <= reply.code < 300 else self._nonsense(agent.name, reply)
+        answer: object = await delivery.recipient(recipient)
+        reply = answer if isinstance(answer, Reply) and _is_final(answer) else None
+        if reply is None and answer is not None:
+            return self._nonsense(agent.name, answer)
+        if reply is not None and reply.is_positive:
+            reply = None
         if reply is None:
             view.recipients.append(recipient)
         if remembered is not None:
@@ -204,6 +207,7 @@ class Deliveries:
         self, name: str, delivery: Delivery | None, mail: Transaction, message: Message
     ) -> dict[Recipient, Reply]:
         outcome: object
+        recipients = mail.recipients.copy()
         try:
             if delivery is None:
                 agent = self._agents[name]
@@ -216,21 +220,32 @@ class Deliveries:
             raise
         except BaseException as exception:
             outcome = self._failed(name, exception)
-        if isinstance(outcome, Reply) and _is_final(outcome):
-            return dict.fromkeys(mail.recipients, outcome)
+        if isinstance(outcome, Reply) and _is_final(outcome) and mail.recipients == recipients:
+            return dict.fromkeys(recipients, outcome)
         if isinstance(outcome, Mapping):
-            answers = {recipient: outcome.get(recipient) for recipient in mail.recipients}
-        else:
-            answers = dict.fromkeys(mail.recipients, outcome)
-        return {
-            recipient: reply if isinstance(reply, Reply) and _is_final(reply) else self._nonsense(name, reply)
-            for recipient, reply in answers.items()
-        }
+            return {recipient: self._answer_for(recipient, outcome, name) for recipient in recipients}
+        reply = outcome if isinstance(outcome, Reply) and _is_final(outcome) else self._nonsense(name, outcome)
+        if reply.is_positive:  # whom it struck off the list it may have served, or given up: they are tried again
+            struck = [recipient for recipient in recipients if recipient not in mail.recipients]
+            return dict.fromkeys(recipients, reply) | {one: self._nonsense(name, None, one) for one in struck}
+        return dict.fromkeys(recipients, reply)
+
+    def _answer_for(self, recipient: Recipient, answers: Mapping[Recipient, object], agent: str) -> Reply:
+        try:
+            reply = answers.get(recipient)
+        except Exception as exception:
+            return self._failed(agent, exception)
+        return reply if isinstance(reply, Reply) and _is_final(reply) else self._nonsense(agent, reply, recipient)
 
     async def _abandon(self, name: str, delivery: Delivery) -> None:
         try:
-            await delivery.abandon()
-        except Exception as exception:
+            async with asyncio.timeout(VERIFY_SECONDS):
+                await delivery.abandon()
+        except asyncio.CancelledError as exception:
+            self._cancelled(name, exception)
+        except (GeneratorExit, KeyboardInterrupt):
+            raise
+        except BaseException as exception:
             self._failed(name, exception)
 
     def _failed(self, agent: str, exception: BaseException) -> Reply:
@@ -244,8 +259,14 @@ class Deliveries:
             raise exception
         return self._failed(agent, exception)
 
-    def _nonsense(self, agent: str, answer: object) -> Reply:
-        self._log.error("delivery-answer-unusable", agent=agent, trace=self._mail.id, answer=repr(answer))
+    def _nonsense(self, agent: str, answer: object, recipient: Recipient | None = None) -> Reply:
+        try:
+            text = repr(answer)
+        except Exception:  # it is somebody else's
+            text = f"a {type(answer).__name__}"
+        if recipient is not None:
+            text += f" for {recipient.address}"
+        self._log.error("delivery-answer-unusable", agent=agent, trace=self._mail.id, answer=text)
         return replies.OUR_FAULT
 
 

@@ -6,7 +6,8 @@ A reload makes a new generation; the old one stops when its last conversation is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,7 +107,8 @@ class Generation:
         """Start agents, filters and logins; when one cannot start, those that did are stopped again."""
         try:
             for name, part in self._parts():
-                await part.start()
+                with _about(name):
+                    await part.start()
                 self._started.append((name, part))
         except BaseException:
             await self.stop()
@@ -156,7 +158,9 @@ async def _complaint(part: Part | Store) -> str | None:
     try:
         async with asyncio.timeout(HEALTH_SECONDS) as limit:
             return await part.health()
-    except (Exception, asyncio.CancelledError) as error:
+    except (GeneratorExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:
         return f"no answer within {HEALTH_SECONDS:g} s" if limit.expired() else str(error) or type(error).__name__
 
 
@@ -191,10 +195,10 @@ def _agents(config: Config, services: Services, own: Mapping[str, AgentMaker]) -
     made = {}
     for name in dict.fromkeys((*config.agents, *own)):
         maker = own.get(name)
-        options = config.agents.get(name) or _default_options(maker, AgentOptions, name)
-        agent = (maker or plugins.find(plugins.AGENTS, options.type))(name, options, services)
-        assert isinstance(agent, DeliveryAgent)
-        made[name] = agent
+        with _about(f"agent {name}"):
+            options = config.agents.get(name) or _default_options(maker, AgentOptions, name)
+            agent = (maker or plugins.find(plugins.AGENTS, options.type))(name, options, services)
+            made[name] = _whole(agent, DeliveryAgent)
     return made
 
 
@@ -204,14 +208,41 @@ def _filters(
     made, rules = {}, []
     for name in dict.fromkeys((*config.filters, *own)):
         maker = own.get(name)
-        options = config.filters.get(name) or _default_options(maker, FilterOptions, name)
-        if options.mode == "off":
-            continue
-        check = (maker or plugins.find(plugins.FILTERS, options.type or name))(name, options, services)
-        assert isinstance(check, Filter)
-        made[name] = check
-        rules.append((check, Rule.from_options(name, options)))
+        with _about(f"filter {name}"):
+            options = config.filters.get(name) or _default_options(maker, FilterOptions, name)
+            if options.mode == "off":
+                continue
+            check = (maker or plugins.find(plugins.FILTERS, options.type or name))(name, options, services)
+            made[name] = _whole(check, Filter)
+            rules.append((check, Rule.from_options(name, options)))
     return made, rules
+
+
+@contextmanager
+def _about(part: str) -> Iterator[None]:
+    """Say whom an exception is about; sys.exit() in there, and the like, is no more than any other."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(part)
+        raise
+    except (GeneratorExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise
+        broken = plugins.BrokenPlugin(f"{type(error).__name__}: {error}".removesuffix(": "))
+        broken.add_note(part)
+        raise broken from error
+
+
+def _whole[Kind: Part](made: object, kind: type[Kind]) -> Kind:
+    if not isinstance(made, kind):
+        raise plugins.BrokenPlugin(f"{type(made).__name__} is no {kind.__name__}")
+    if not hasattr(made, "services"):
+        raise plugins.BrokenPlugin(f"{type(made).__name__}.__init__ does not call super().__init__")
+    return made
 
 
 def _default_options[Table: (AgentOptions, FilterOptions)](maker: object, base: type[Table], name: str) -> Table:
@@ -224,9 +255,9 @@ def _authenticator(config: Config, services: Services) -> Authenticator | None:
     providers: list[CredentialProvider] = []
     tables: Mapping[str, Any] = config.auth.tables
     for name in config.auth.providers:
-        provider = plugins.find(plugins.PROVIDERS, tables[name].type)(name, tables[name], services)
-        assert isinstance(provider, CredentialProvider)
-        providers.append(provider)
+        with _about(f"auth {name}"):
+            provider = plugins.find(plugins.PROVIDERS, tables[name].type)(name, tables[name], services)
+            providers.append(_whole(provider, CredentialProvider))
     return Authenticator(providers, log=services.log) if providers else None
 
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from smtpd import replies, trace
+from smtpd import replies, trace, waiting
 from smtpd.content import MAX_HEAD
 from smtpd.delivery import combine
 from smtpd.endings import Overrun
@@ -147,15 +147,20 @@ class Handover:
     async def _judge(self) -> Judgement:
         """What the filters think; 451 when they took too long."""
         conversation, mail = self._conversation, self._in_flight.mail
+        limit = conversation.service.config.timeouts.filters
 
         async def judge() -> Judgement:
             try:
-                async with asyncio.timeout(conversation.service.config.timeouts.filters or None):
+                async with asyncio.timeout(limit or None):
                     return await conversation.service.policy.message(mail, self._message)
             except TimeoutError:
                 return Judgement(reply=replies.FILTERS_LATE)
 
-        return await conversation.channel.run(judge())
+        try:
+            return await conversation.channel.run(judge(), seconds=limit + waiting.DEAF_SECONDS if limit else 0.0)
+        except Overrun as deaf:
+            waiting.complain(deaf.task)
+            return Judgement(reply=replies.FILTERS_LATE)
 
     async def _settled(self) -> Answers:
         """What earlier attempts came to; raises Refused when one is still under way after a long wait."""

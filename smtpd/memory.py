@@ -26,12 +26,14 @@ from smtpd.delivery import DeliveryAgent
 from smtpd.dns import Resolver
 from smtpd.endings import Disconnected
 from smtpd.log import Log
+from smtpd.metrics import Metrics
 from smtpd.model import Message, Session, TlsInfo, Transaction, new_id
 from smtpd.options import AgentOptions, FilterOptions
 from smtpd.policy import Filter
 from smtpd.replies import Reply
 from smtpd.server import Server
 from smtpd.service import Service
+from smtpd.services import Services
 from smtpd.zone import Zone
 
 type Table = Mapping[str, object]
@@ -274,6 +276,11 @@ class MemoryServer:
                 return replies.ACCEPTED
 
         return Keeper
+
+
+def make_services(resolver: Resolver | None = None) -> Services:
+    """What a plug-in is given, for tests that make one without a server: no log is written, lookups as above."""
+    return Services("mx.example.test", Log(LogOptions(), sink=LogEntries()), Metrics(), resolver=resolver or Zone())
 
 
 class LogEntries:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from smtpd.addresses import Address
 from smtpd.header_fields import all_values_of
+from smtpd.octets import Octets
 
 if TYPE_CHECKING:
     from smtpd.commands import MailCommand
@@ -308,8 +309,13 @@ class Message:
             return all_values_of(self.content.head(), name)
         return [value for found, value in self.fields if found == name]
 
-    def replace_content(self, content: ContentSource) -> None:
-        """Put another content in the place of the received one; only filters with `changes = True` may."""
+    def replace_content(self, content: ContentSource | bytes) -> None:
+        """Put another content in the place of the received one; only filters with `changes = True` may.
+
+        ValueError for octets that hold a lone CR or LF.
+        """
+        if isinstance(content, bytes):
+            content = Octets(content)
         if content is not self.content:
             self.content.close()
         self.content = content

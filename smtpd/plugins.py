@@ -9,8 +9,10 @@ import sys
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
+from smtpd.auth import CredentialProvider, ProviderOptions
 from smtpd.delivery import DeliveryAgent
 from smtpd.options import AgentOptions, FilterOptions, Options
+from smtpd.plugin_shape import oddities as _oddities
 from smtpd.policy import Filter
 
 FILTERS = "smtpd.filters"
@@ -20,7 +22,7 @@ PROVIDERS = "smtpd.auth_providers"
 _BASES: dict[str, tuple[type, type[Options]]] = {
     FILTERS: (Filter, FilterOptions),
     AGENTS: (DeliveryAgent, AgentOptions),
-    PROVIDERS: (object, Options),
+    PROVIDERS: (CredentialProvider, ProviderOptions),
 }
 
 
@@ -45,7 +47,7 @@ def find(group: str, name: str) -> type:
     """The class behind an entry point; UnknownPlugin or BrokenPlugin when there is none that works."""
     points = {point.value: point for point in _points(group, tuple(sys.path)) if point.name == name}
     if not points:
-        raise UnknownPlugin(f"nothing of type {name!r} is installed")
+        raise UnknownPlugin(f"nothing of type {name!r} is installed{_elsewhere(group, name)}")
     if len(points) > 1:
         raise BrokenPlugin(f"{name!r} is offered twice: {' and '.join(sorted(points))}")
     return _load(group, points.popitem()[1])
@@ -55,6 +57,23 @@ def options_class(group: str, name: str) -> type[Options]:
     """The option table of a plug-in; errors as in `find`."""
     found: type[Options] = find(group, name).Options  # type: ignore[attr-defined]  # `find` looked
     return found
+
+
+def oddities(group: str, name: str) -> tuple[str, ...]:
+    """What looks like a slip in the class behind an entry point; errors as in `find`."""
+    return tuple(_oddities(find(group, name), _BASES[group][0]))
+
+
+def describe(error: BaseException) -> str:
+    """What went wrong in words, behind the part of the server that it is about."""
+    text = str(error) or type(error).__name__
+    return ": ".join([*(note for note in getattr(error, "__notes__", ()) if not text.startswith(note)), text])
+
+
+def _elsewhere(group: str, name: str) -> str:
+    """A group whose name is not quite right, or that of other plug-ins."""
+    groups = sorted({point.group for point in entry_points(name=name) if point.group.startswith("smtpd")} - {group})
+    return f" as {group}, but there is one in the entry-point group {' and '.join(groups)}" if groups else ""
 
 
 @cache
@@ -67,7 +86,7 @@ def _load(group: str, point: EntryPoint) -> type:
     base, options = _BASES[group]
     try:
         found = point.load()
-    except Exception as error:  # whatever a stranger's module raises while it is imported
+    except (Exception, SystemExit) as error:  # whatever a stranger's module raises while it is imported
         raise BrokenPlugin(f"{point.value} cannot be imported: {type(error).__name__}: {error}") from error
     if not (isinstance(found, type) and issubclass(found, base)):
         raise BrokenPlugin(f"{point.value} is no subclass of {base.__name__}")

@@ -15,8 +15,9 @@ from pathlib import Path
 from smtpd.certificates import TlsError, make_developer_certificate
 from smtpd.config import Config, ConfigError, load
 from smtpd.identity import acting_as, become, find_identity, name_of_user
+from smtpd.leaving import leave_in_time
 from smtpd.log import Log
-from smtpd.plugins import PluginError
+from smtpd.plugins import PluginError, describe
 from smtpd.policy.startup import PolicyError
 from smtpd.server import Server
 from smtpd.signals import EarlySignals
@@ -48,16 +49,26 @@ def run(config: Config, *, path: Path | None, environ: Mapping[str, str], signal
         return 1
     else:
         with asyncio.Runner(loop_factory=factory) as runner:
-            return runner.run(_serve(server, path, environ, signals))
+            status = runner.run(_serve(server, path, environ, signals))
+            leave_in_time(status, partial(_tell_what_keeps_us, log, handler))
+            return status
     finally:
         logging.getLogger().removeHandler(handler)
         log.close()
 
 
+def _tell_what_keeps_us(log: Log, handler: logging.Handler, places: list[str]) -> None:
+    """In the log as long as that is open; the interpreter's own end comes after it."""
+    if handler in logging.getLogger().handlers:
+        log.error("left-running", threads=places)
+    else:
+        print("smtpd: the end does not wait for", "; ".join(places), file=sys.stderr, flush=True)
+
+
 def report_failed_start(log: Log, error: BaseException) -> None:
     """Say in the log why the server cannot start."""
     exception = None if isinstance(error, _OPERATORS_TURN) else error
-    log.error("cannot-start", run_as=name_of_user(), problem=str(error) or type(error).__name__, exception=exception)
+    log.error("cannot-start", run_as=name_of_user(), problem=describe(error), exception=exception)
 
 
 async def _serve(server: Server, path: Path | None, environ: Mapping[str, str], signals: EarlySignals) -> int:
@@ -169,9 +180,9 @@ async def _reload(server: Server, path: Path, environ: Mapping[str, str]) -> Non
         for problem in error.problems:
             server.log.error("reload-refused", problem=str(problem))
     except _OPERATORS_TURN as error:
-        server.log.error("reload-refused", problem=str(error))
+        server.log.error("reload-refused", problem=describe(error))
     except Exception as error:
-        server.log.error("reload-failed", problem=str(error), exception=error)
+        server.log.error("reload-failed", problem=describe(error), exception=error)
 
 
 def _set_aside_what_lasts() -> None:

@@ -47,6 +47,8 @@ class Reply:
     """The bytes on the wire when there is nothing to add and no changed text."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.code, int) or not 200 <= self.code < 600:  # RFC 5321 §4.2; some stores say 59x
+            raise ValueError(f"{self.key}: {self.code!r} is no code of a reply")
         if self.status and self.status[0] != str(self.code)[0]:
             raise ValueError(f"{self.key}: {self.code} and {self.status} disagree")
         object.__setattr__(self, "plain", self._encode(self.text, ""))

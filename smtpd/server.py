@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from smtpd.acceptor import Acceptor, accept
+from smtpd.background import Background
 from smtpd.config import Config, TlsOptions
 from smtpd.config.listeners import combinations
 from smtpd.descriptor_watch import DescriptorWatch
@@ -81,11 +82,10 @@ class Server:
         self._gates: dict[str, Gate] = {}
         self._listening: dict[str, list[asyncio.Server | Acceptor]] = {}
         self._exporter: Exporter | None = None
-        self._background: set[asyncio.Task[None]] = set()
-        self._watches: set[asyncio.Task[None]] = set()
+        self._background = Background(self.log)
         self._closing = asyncio.Event()
         self._reloading = asyncio.Lock()
-        self._is_stopped = False
+        self._has_begun = self._is_stopped = False
         self._was_ready = False
 
     async def __aenter__(self) -> Server:
@@ -153,7 +153,9 @@ class Server:
         return Connection(self._gates[listener], loop, may_be_secure=True)
 
     async def serve(self) -> None:
-        """Wait until `close` is called, then drain and stop."""
+        """Wait until `close` is called, then drain and stop; RuntimeError when it was not started."""
+        if self._generation is None:
+            raise RuntimeError("the server has not been started")
         await self._closing.wait()
         await self.drain()
         await self.stop()
@@ -182,13 +184,9 @@ class Server:
         self._close_listeners(*self._listening)
         await self._until_idle(self.config.drain_timeout, now=True)
         await self._until_closed()
-        for watch in self._watches:
-            watch.cancel()
-        await asyncio.gather(*self._watches, return_exceptions=True)
-        self._watches.clear()
+        await self._background.stop_watching()
         self._certificates = None
-        if self._background:
-            await asyncio.wait(self._background, timeout=self.config.drain_timeout)
+        await self._background.finish(self.config.drain_timeout)
         if self._generation is not None:
             await self._generation.stop()
             self._generation = None
@@ -216,6 +214,8 @@ class Server:
             await self._replace(config)
 
     async def _replace(self, config: Config) -> None:
+        if not self._has_begun:
+            raise RuntimeError("the server has not been started")
         self._check(config)
         if self._listening and self._listening.keys().isdisjoint(config.listeners):  # such as one that got another name
             raise OSError("all listeners would be closed, as those in it are opened only by a restart")
@@ -267,18 +267,7 @@ class Server:
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something nobody waits for; an exception is logged, and `stop` waits for it."""
-        try:
-            task = asyncio.create_task(work)
-        except RuntimeError:  # the event loop is gone, and so is the server
-            work.close()
-            return
-        self._background.add(task)
-        task.add_done_callback(self._spawned_ended)
-
-    def _spawned_ended(self, task: asyncio.Task[None]) -> None:
-        self._background.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self.log.error("our-fault", exception=error)
+        self._background.spawn(work)
 
     def _has_tls(self, config: Config) -> bool:
         return self._contexts is not None or (config.tls is not None and bool(config.tls.cert_file))
@@ -292,7 +281,7 @@ class Server:
             self._certificates.configure(config.tls, wanted)
             return
         self._certificates = Certificates(config.tls, self.log, self.metrics, combinations=wanted)
-        self._watches.add(asyncio.create_task(self._certificates.watch()))
+        self._background.watch(self._certificates.watch())
 
     def _make(self, config: Config, journal: Journal, *, has_tls: bool) -> Generation:
         return Generation(
@@ -316,6 +305,9 @@ class Server:
         check(config, self._own)
 
     def _begin(self) -> None:
+        if self._has_begun and not self._is_stopped:
+            raise RuntimeError("the server has been started, and not stopped since")
+        self._has_begun = True
         self._begun_with = self.config
         if self._is_stopped:
             self._is_stopped = False
@@ -323,13 +315,14 @@ class Server:
             self._inherited = Inherited({})  # what systemd handed over is closed
             if self._owns_log:
                 self.log = Log(self.config.log)
+        self._background = Background(self.log)
 
     async def _open_surroundings(self) -> None:
         self._store = open_store(self.config.state.url)
         self._journal = _promising(Journal(self._store, log=self.log), self.config)
         await self._store.start()
-        self._watches.add(asyncio.create_task(StoreWatch(self._store, self.log, self.metrics).run()))
-        self._watches.add(asyncio.create_task(DescriptorWatch(self.log, time.monotonic).run()))
+        self._background.watch(StoreWatch(self._store, self.log, self.metrics).run())
+        self._background.watch(DescriptorWatch(self.log, time.monotonic).run())
         if self._own_resolver is None:
             self._resolver = make_resolver(self.config.dns, self.metrics, self.log)
         await self._resolver.start()

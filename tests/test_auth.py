@@ -263,12 +263,26 @@ async def test_broken_provider_does_not_stand_in_the_way_of_a_good_one() -> None
     assert await users.check_password("alice@example.com", "correct horse") == "alice@example.com"
 
 
-@pytest.mark.parametrize("problem", [RuntimeError("no route"), Busy(), asyncio.CancelledError()])
+@pytest.mark.parametrize("problem", [RuntimeError("no route"), Busy(), asyncio.CancelledError(), SystemExit(1)])
 async def test_broken_provider_is_never_a_wrong_password(problem: BaseException) -> None:
     users = authenticator(Table("file", {}), Table("ldap", problem))
     with pytest.raises(Refused) as caught:
         await users.check_password("alice@example.com", "correct horse")
     assert caught.value.reply == replies.AUTH_BACKEND_DOWN
+
+
+@pytest.mark.parametrize("answer", [False, True, "", b"alice@example.com", 1])
+async def test_answer_that_is_no_login_lets_nobody_in(answer: Any) -> None:
+    class Careless(Table):
+        async def check_password(self, user: str, password: str) -> str | None:
+            return answer  # type: ignore[no-any-return]
+
+    lines = Lines()
+    log = Log(LogOptions(), sink=lines)
+    with pytest.raises(Refused) as caught:
+        await Authenticator([Careless("ldap", {})], log=log).check_password("alice@example.com", "guessed")
+    assert caught.value.reply == replies.AUTH_BACKEND_DOWN
+    assert events(log, lines) == ["auth-provider-broken"]
 
 
 async def test_login_ends_when_it_is_cancelled() -> None:

@@ -7,9 +7,10 @@ from smtpd.config import Config, ConfigError, Report, check, from_tables, load
 
 PLUGINS = """
 from typing import Annotated
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
+from smtpd.auth import CredentialProvider, ProviderOptions
 from smtpd.delivery import DeliveryAgent
-from smtpd.options import AgentOptions, FilterOptions, Options
+from smtpd.options import AgentOptions, FilterOptions
 from smtpd.policy import Filter
 
 class Box(DeliveryAgent):
@@ -24,9 +25,15 @@ class Judge(Filter):
         strictness: int = 3
         password: SecretStr | None = None
 
-class Vault:
-    class Options(Options):
-        type: str
+        @field_validator("strictness")
+        @classmethod
+        def look(cls, value):
+            if value == 13:
+                raise KeyError(value)
+            return value
+
+class Vault(CredentialProvider):
+    class Options(ProviderOptions):
         path: str = "/nowhere"
 
 class NotAFilter:
@@ -130,6 +137,14 @@ def test_mistakes_of_plug_ins_options_have_their_lines(write: Write) -> None:
         'config.toml:17: smtpd.agents.store.depht: unknown key, did you mean "depth"?',
         "config.toml:19: smtpd.filters.test_judge.strictness: must be an integer",
         'config.toml:20: smtpd.filters.test_judge.mode: must be "enforce", "observe" or "off", did you mean "observe"?',
+    ]
+
+
+def test_validator_of_a_plug_in_that_breaks_is_a_mistake_with_its_line(write: Write) -> None:
+    text = GOOD + "depht = 4\n[smtpd.filters.test_judge]\nstrictness = 13\n"
+    assert complaints(check(write(text), {})) == [
+        'config.toml:17: smtpd.agents.store.depht: unknown key, did you mean "depth"?',
+        "config.toml:18: smtpd.filters.test_judge: cannot be read: KeyError: 13",
     ]
 
 

@@ -359,3 +359,14 @@ def test_a_head_is_never_longer_than_the_limit(piece: int) -> None:
     for start in range(0, len(text), piece):
         content.write(text[start : start + piece])
     assert content.head() == text[:MAX_HEAD]
+
+
+@pytest.mark.parametrize("in_memory", [1 << 20, 0])
+def test_closed_content_is_never_taken_for_an_empty_one(in_memory: int) -> None:
+    content = Content(ContentBudget(0), in_memory=in_memory)
+    content.write(b"a: b\r\n\r\nbody\r\n")
+    content.close()
+    with pytest.raises(ValueError, match="the content is gone"):
+        b"".join(content.chunks())
+    with pytest.raises(ValueError, match="the content is gone"):
+        content.head()

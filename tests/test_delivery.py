@@ -13,7 +13,6 @@ from smtpd.delivery import (
     DeliveryAgent,
     Outcome,
     RememberedAnswers,
-    combine,
 )
 from smtpd.model import Message, Recipient, Session, Transaction
 from smtpd.options import AgentOptions
@@ -160,6 +159,51 @@ async def test_agent_broken_at_recipient_is_451(problem: BaseException) -> None:
     assert len(events.lines) == 1
 
 
+@pytest.mark.parametrize("answer", ["250 ok", True, False, 250, Reply("go-on", 354, "", "Go on"), ValueError])
+async def test_answer_at_recipient_that_is_none_is_451_and_one_log_line(answer: object) -> None:
+    made, events = deliveries(transaction(), Asking(verdict=answer))
+    assert await made.add(recipient("asking")) is replies.OUR_FAULT
+    assert [(event, fields["agent"], fields["answer"]) for event, fields in events.lines] == [
+        ("delivery-answer-unusable", "asking", repr(answer))
+    ]
+
+
+class Shy:
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+class Liar(dict[Recipient, Reply]):
+    def get(self, *_: object) -> Any:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize("answer", [Shy(), Liar()])
+async def test_answer_that_cannot_even_be_looked_at_is_451_and_one_log_line(answer: object) -> None:
+    one = recipient()
+    made, events = deliveries(transaction(one), Storing(answer=answer))
+    assert await made.deliver(MESSAGE) == {one: replies.OUR_FAULT}
+    assert [fields["agent"] for _, fields in events.lines] == ["store"]
+
+
+async def test_recipient_without_an_answer_is_named_in_the_log() -> None:
+    one, other = recipient(), recipient(local="eve")
+    made, events = deliveries(transaction(one, other), Storing(answer={one: replies.ACCEPTED}))
+    assert await made.deliver(MESSAGE) == {one: replies.ACCEPTED, other: replies.OUR_FAULT}
+    assert [fields["answer"] for _, fields in events.lines] == ["None for eve@example.com"]
+
+
+async def test_agent_is_named_that_strikes_recipients_off_the_list() -> None:
+    def strike(mail: Transaction) -> Reply:
+        mail.recipients.remove(one)
+        return replies.ACCEPTED
+
+    one, other = recipient(), recipient(local="eve")
+    made, events = deliveries(transaction(one, other), Storing(answer=strike))
+    assert await made.deliver(MESSAGE) == {one: replies.OUR_FAULT, other: replies.ACCEPTED}
+    assert [(event, fields["agent"]) for event, fields in events.lines] == [("delivery-answer-unusable", "store")]
+
+
 async def test_unknown_agent_is_451() -> None:
     one = recipient("nowhere")
     made, _ = deliveries(transaction(one))
@@ -222,6 +266,35 @@ async def test_abandon_reaches_every_open_delivery_once() -> None:
     await made.abandon()
     await made.abandon()
     assert Tracked.abandoned == 2
+
+
+class Sulking(Tracked):
+    async def abandon(self) -> None:
+        problem: Any = self.agent.verdict  # type: ignore[attr-defined]
+        if problem is None:
+            await asyncio.Event().wait()
+        raise problem
+
+
+@pytest.mark.parametrize("problem", [OSError("broken"), SystemExit(1), Panic(), asyncio.CancelledError(), None])
+async def test_delivery_that_cannot_be_abandoned_is_one_log_line(
+    problem: BaseException | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Grumpy(Asking):
+        def open(self, mail: Transaction) -> Delivery:
+            return Sulking(self, mail)
+
+    Tracked.abandoned = 0
+    agent = Grumpy("a")
+    made, events = deliveries(transaction(), agent, Opening("b"))
+    await made.add(recipient("a"))
+    await made.add(recipient("b"))
+    agent.verdict = problem
+    monkeypatch.setattr("smtpd.delivery.VERIFY_SECONDS", 0.01)
+    async with asyncio.timeout(10):
+        await made.abandon()
+    assert [(event, fields["agent"]) for event, fields in events.lines] == [("delivery-failed", "a")]
+    assert Tracked.abandoned == 1
 
 
 async def test_delivery_without_a_recipient_left_is_abandoned() -> None:
@@ -314,60 +387,6 @@ def test_new_answer_replaces_the_remembered_one() -> None:
     memory.put("a", None)
     memory.put("a", replies.MAILBOX_FULL)
     assert memory.get("a") == (False, None)
-
-
-TWO, TEMPORARY = replies.ACCEPTED, replies.MAILBOX_FULL
-UNKNOWN, FULL, REFUSED = replies.NO_SUCH_USER, replies.MAILBOX_FULL_PERMANENTLY, replies.MAIL_LOOP
-
-
-@pytest.mark.parametrize(
-    ("outcomes", "expected"),
-    [
-        ([TWO], "250 2.0.0"),
-        ([TWO, TWO], "250 2.0.0"),
-        ([TEMPORARY], "452 4.2.2"),
-        ([TEMPORARY, replies.OUR_FAULT], "452 4.2.2"),
-        ([UNKNOWN], "550 5.1.1"),
-        ([REFUSED, UNKNOWN], "554 5.4.6"),
-        ([TWO, TEMPORARY], "451 4.3.0"),
-        ([TEMPORARY, TWO], "451 4.3.0"),
-        ([TWO, UNKNOWN], "451 4.3.0"),
-        ([FULL, TWO], "451 4.3.0"),
-        ([TWO, REFUSED], "550 5.0.0"),
-        ([TWO, TEMPORARY, REFUSED], "451 4.3.0"),
-        ([TWO, UNKNOWN, REFUSED], "451 4.3.0"),
-        ([TEMPORARY, UNKNOWN], "451 4.3.0"),
-        ([REFUSED, TEMPORARY], "451 4.3.0"),
-        ([], "451 4.3.0"),
-    ],
-)
-def test_mixed_outcomes_follow_the_table(outcomes: list[Reply], expected: str) -> None:
-    reply = combine({recipient(local=f"r{number}"): reply for number, reply in enumerate(outcomes)}, prdr=False)
-    assert f"{reply.code} {reply.status}" == expected
-
-
-def test_refused_recipients_are_named() -> None:
-    outcomes = {recipient(local="good"): TWO, recipient(local="bad"): REFUSED}
-    assert "bad@example.com" in str(combine(outcomes, prdr=False))
-    assert "good@example.com" not in str(combine(outcomes, prdr=False))
-
-
-def test_client_that_has_to_come_back_hears_what_is_wrong_with_the_others() -> None:
-    outcomes = {recipient(local="good"): TWO, recipient(local="bad"): FULL(address="bad@example.com")}
-    reply = combine(outcomes, prdr=False)
-    assert str(reply) == (
-        "451 4.3.0 Not delivered to everybody, please try again later: The mailbox of bad@example.com is full"
-    )
-
-
-def test_filter_that_refused_some_recipients_is_named_behind_the_one_reply() -> None:
-    outcomes = {recipient(local="good"): TWO, recipient(local="bad"): replies.DENIED_CLIENT(ip="::1", filter="access")}
-    assert combine(outcomes, prdr=False).values["filter"] == "access"
-
-
-def test_with_prdr_one_success_is_enough_for_the_last_reply() -> None:
-    outcomes = {recipient(local="good"): TWO, recipient(local="bad"): TEMPORARY}
-    assert combine(outcomes, prdr=True) is TWO
 
 
 def test_what_asks_is_found_out_from_the_class() -> None:

@@ -336,3 +336,16 @@ def test_mail_to_an_agent_that_nobody_brings_is_a_mistake(run: Callable[[Main], 
 
 def test_every_program_of_the_page_is_run() -> None:
     assert len(PAGE.blocks("python")) == METRICS + 1
+
+
+async def test_server_that_runs_is_started_by_nobody_else() -> None:
+    server = Server(simple_config(), agents={"inbox": Inbox})
+    for call in (server.serve, lambda: server.reload(simple_config())):
+        with pytest.raises(RuntimeError, match="has not been started"):
+            await call()
+    async with server:
+        with pytest.raises(RuntimeError, match="has been started"):
+            await server.start()
+        await asyncio.to_thread(send, server.port("smtp"))
+    async with server:
+        await asyncio.to_thread(send, server.port("smtp"))

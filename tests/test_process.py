@@ -20,7 +20,7 @@ FILTERS = """
 import asyncio, atexit, gc, os, signal, weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from smtpd import DeliveryAgent, Filter
+from smtpd import DeliveryAgent, Filter, leaving
 
 class Blocking(Filter):
     async def start(self):
@@ -46,6 +46,16 @@ class Late(Filter):
 
 class Busy(Filter):
     async def start(self):
+        ThreadPoolExecutor().submit(Path("turn").read_text)
+
+class Forgetful(Filter):
+    async def start(self):
+        leaving.LEAVE_SECONDS = 0.1
+        asyncio.get_running_loop().run_in_executor(None, Path("turn").read_text)
+
+class Careless(Filter):
+    async def start(self):
+        leaving.LEAVE_SECONDS = 0.1
         ThreadPoolExecutor().submit(Path("turn").read_text)
 
 class Store(DeliveryAgent):
@@ -75,6 +85,8 @@ hanging = odd:Hanging
 stubborn = odd:Stubborn
 late = odd:Late
 busy = odd:Busy
+forgetful = odd:Forgetful
+careless = odd:Careless
 [smtpd.delivery_agents]
 tidy = odd:Store
 slow = odd:Slow
@@ -377,3 +389,15 @@ def limit_said(server: Server) -> int:
     client.close()
     (line,) = (line for line in client.said.splitlines() if "RCPTMAX=" in line)
     return int(line.partition("RCPTMAX=")[2].split()[0])
+
+
+@pytest.mark.parametrize("check", ["forgetful", "careless"])
+def test_process_ends_without_what_a_plug_in_left_running(check: str, starting: Callable[..., Server]) -> None:
+    server = starting(check)
+    server.wait_for("ready")
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(timeout=30) == 0
+    assert server.stop() == 0
+    lines = [line for line in server.output if "left-running" in line or "the end does not wait for" in line]
+    assert len(lines) == 1
+    assert "read_text" in lines[0]

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -60,6 +61,12 @@ def test_a_reply_that_a_plugin_made_of_text_from_outside_is_sound(text: str, tra
     for line in said.removesuffix("\r\n").split("\r\n"):
         assert re.fullmatch(r"550[ -]5\.7\.1 [ -~]*", line)
         assert len(line) + 2 <= MAX_LINE
+
+
+@pytest.mark.parametrize("code", [0, 100, 199, 600, 700, -550, "550", None, 550.0])
+def test_code_that_is_none_cannot_be_written(code: Any) -> None:
+    with pytest.raises(ValueError, match="is no code of a reply"):
+        Reply("x", code, "", "Hello")
 
 
 def test_codes_that_disagree_cannot_be_written() -> None:

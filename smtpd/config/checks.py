@@ -90,7 +90,12 @@ def _filters(config: Config, draft: Draft) -> Iterator[Finding]:
         for number, listener in enumerate(options.listeners):
             if listener not in known:
                 yield _unknown(("filters", name, "listeners", number), listener, known, "listener")
-        for place, domain in options.recipient_domains() if draft.is_whole("domains") else ():
+        try:
+            domains = list(options.recipient_domains()) if draft.is_whole("domains") else []
+        except (Exception, SystemExit) as error:  # whatever a stranger's options raise
+            yield Finding(("filters", name), f"cannot be examined: {type(error).__name__}: {error}")
+            continue
+        for place, domain in domains:
             if covering_key(config.domains, domain) is None:
                 ours = [key for key in config.domains if "*" not in key]
                 guess = closest(domain, ours)
@@ -116,7 +121,12 @@ def _circles(config: Config) -> Iterator[Finding]:
     listeners = {split_address(address): name for name, it in config.listeners.items() for address in it.address}
     for name, options in config.agents.items():
         try:
-            kind, host, port = split_address(options.next_hop())
+            hop = options.next_hop()
+        except (Exception, SystemExit) as error:  # whatever a stranger's options raise
+            yield Finding(("agents", name), f"cannot be examined: {type(error).__name__}: {error}")
+            continue
+        try:
+            kind, host, port = split_address(hop)
         except ValueError:
             continue  # "" for none, or what only the agent can read
         for (our_kind, our_host, our_port), listener in listeners.items():

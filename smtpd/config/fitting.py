@@ -1,6 +1,7 @@
 """Whether the filters fit together on every listener: what they need of each other, and when they may speak."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from smtpd import plugins
 from smtpd.config.models import Config, LogOptions
@@ -31,8 +32,8 @@ def find_misfits(config: Config) -> Iterator[Finding]:
             continue
         try:
             made = plugins.find(plugins.FILTERS, options.type or name)(name, options, services)
-        except Exception as error:  # whatever a stranger's filter raises
-            yield Finding(("filters", name), f"cannot be made: {error}")
+        except (Exception, SystemExit) as error:  # whatever a stranger's filter raises
+            yield Finding(("filters", name), f"cannot be made: {type(error).__name__}: {error}")
             return
         assert isinstance(made, Filter)
         entries.append((made, Rule.from_options(name, options)))
@@ -55,3 +56,14 @@ def find_loopholes(config: Config) -> Iterator[Finding]:
             if word in at_will:
                 message = f'whoever sends can have the label "{word}", so forgers are not refused either'
                 yield Finding(("filters", name, "unless"), message)
+
+
+def find_slips(config: Config) -> Iterator[Finding]:
+    """Methods of plug-ins that look as if their author had meant another name, or other arguments."""
+    parts = [(plugins.FILTERS, ("filters", name), it.type or name) for name, it in config.filters.items()]
+    parts += [(plugins.AGENTS, ("agents", name), it.type) for name, it in config.agents.items()]
+    tables: Mapping[str, Any] = config.auth.tables
+    parts += [(plugins.PROVIDERS, ("auth", name), tables[name].type) for name in config.auth.providers]
+    for group, path, kind in parts:
+        for oddity in plugins.oddities(group, kind):
+            yield Finding(path, oddity)

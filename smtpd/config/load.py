@@ -45,7 +45,7 @@ def load(path: FilePath | None, environ: Mapping[str, str], *, over: Tree | None
 
 def check(path: FilePath | None, environ: Mapping[str, str]) -> Report:
     """As `load`, but mistakes are returned, and warnings with them; what is found only at start-up as well."""
-    from smtpd.config.fitting import find_loopholes, find_misfits  # they import half of the server
+    from smtpd.config.fitting import find_loopholes, find_misfits, find_slips  # they import half of the server
     from smtpd.config.surroundings import find_gaps, find_trouble_ahead
 
     report, origins = _read_and_build(path, environ)
@@ -56,7 +56,7 @@ def check(path: FilePath | None, environ: Mapping[str, str]) -> Report:
         warnings = [*warnings, *_placed(list(find_trouble_ahead(report.draft, path, origins.secrets)), origins)]
     if report.config is not None:
         found += find_misfits(report.config)
-        warnings = [*warnings, *_placed(list(find_loopholes(report.config)), origins)]
+        warnings = [*warnings, *_placed([*find_loopholes(report.config), *find_slips(report.config)], origins)]
     if not found:
         return replace(report, warnings=warnings)
     problems = sorted([*report.problems, *_placed(found, origins)], key=lambda problem: problem.line or 0)

@@ -140,7 +140,7 @@ def _closed(config: Config, rights: Rights) -> Iterator[Finding]:
         try:
             with rights.held():
                 obstacles = list(options.obstacles())
-        except Exception as error:  # whatever a stranger's options raise
+        except (Exception, SystemExit) as error:  # whatever a stranger's options raise
             obstacles = [("type", f"cannot be examined: {error}")]
         for key, problem in obstacles:
             yield Finding((*path, key), f"{problem} (seen by user {rights.user})")

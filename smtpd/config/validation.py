@@ -102,6 +102,8 @@ def _replace_plugin_table(path: Path, table: Tree, group: Tree, tree: Tree) -> I
         for details in error.errors(include_url=False, include_input=True):
             place = (*path, *_inside(details, table))
             yield _finding(details, place, tree, path)
+    except (Exception, SystemExit) as error:  # whatever a stranger's validators raise
+        yield Finding(path, f"cannot be read: {type(error).__name__}: {error}")
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -44,7 +44,7 @@ async def _check(examination: Examination, name: str, services: Services) -> Fin
     except TimeoutError:
         text = f"It did not say in {examination.timeout / 2:g} s whether it works."
         return Finding("problem", subject, text, _ADVICE)
-    except Exception as error:  # whatever a plug-in raises: it could not start in the server either
+    except (Exception, SystemExit) as error:  # whatever a plug-in raises: it could not start in the server either
         return Finding("problem", subject, f"It cannot start: {type(error).__name__}: {error}", _ADVICE)
     if illness is not None:
         return Finding("problem", subject, f"It cannot take mail now: {illness}", _ADVICE)

@@ -76,10 +76,10 @@ def _missing_facts(
             why = 'its mode is "off"' if absent[0].mode == "off" else f"it does not run on listener {listener}"
             problems.append(f"{key}: needs {fact.__name__} of {absent[0].filter}, but {why}")
         elif not givers:
-            table = getattr(fact, "given_by", "") or fact.__module__.rpartition(".")[2]
-            problems.append(
-                f"{key}: {fact.__name__} is needed by {check.name} and given by no filter, add [smtpd.filters.{table}]"
-            )
+            package, _, module = fact.__module__.rpartition(".")
+            table = getattr(fact, "given_by", "") or (module if package == "filters" else "")
+            advice = f", add [smtpd.filters.{table}]" if table else " of the configuration"
+            problems.append(f"{key}: {fact.__name__} is needed by {check.name} and given by no filter{advice}")
         elif check not in givers and all(_first_asked_at(giver) > last for giver in givers):
             names = " and ".join(giver.name for giver in givers)
             problems.append(f"{key}: needs {fact.__name__}, but {names} gives it only later")

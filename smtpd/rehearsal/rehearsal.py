@@ -223,7 +223,7 @@ class _Stage:
         try:
             generation = await self._server.start_quietly()
         except Exception as error:  # whatever keeps an agent or a filter of somebody else from starting
-            raise RehearsalError(f"cannot start: {error}") from error
+            raise RehearsalError(f"cannot start: {plugins.describe(error)}") from error
         service, tls = generation.services[listener], self._config.tls
         has_certificate = tls is not None and bool(tls.cert_file)
         service = replace(

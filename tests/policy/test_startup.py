@@ -86,6 +86,20 @@ def test_missing_giver_is_advised_by_the_module_of_the_fact(world):
     ]
 
 
+@pytest.mark.parametrize(
+    ("given_by", "advice"), [("", " of the configuration"), ("geo", ", add [smtpd.filters.geo]")]
+)
+def test_giver_of_somebody_elses_fact_is_not_guessed(world, given_by, advice):
+    class Country:
+        pass
+
+    Country.__module__ = "smtpd_filter_places"
+    Country.given_by = given_by
+    assert problems(world, type("Reader", (Dkim,), {"name": "reader", "needs": (Country,)})) == [
+        f"smtpd.filters.reader: Country is needed by reader and given by no filter{advice}"
+    ]
+
+
 def test_giver_that_is_switched_off_is_named(world):
     assert problems(world, (Spf, {"mode": "off"}), Dkim, Dmarc) == [
         'smtpd.filters.dmarc: needs SpfResult of spf, but its mode is "off"'

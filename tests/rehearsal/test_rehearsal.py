@@ -285,7 +285,7 @@ async def test_what_cannot_start_is_an_error_in_words() -> None:
         async def start(self) -> None:
             raise OSError("no model")
 
-    with pytest.raises(RehearsalError, match="cannot start: no model"):
+    with pytest.raises(RehearsalError, match="cannot start: filter unable: no model"):
         await play(filters={"unable": Unable})
     with pytest.raises(RehearsalError, match="there is no listener 'mx'"):
         await play(listener="mx")
