@@ -215,6 +215,18 @@ async def test_message_without_message_id_is_never_taken_for_another() -> None:
         assert not used(stage)
 
 
+@both_guarantees
+async def test_message_whose_first_line_is_its_message_id_gets_no_second_copy(guarantee: Guarantee) -> None:
+    store = Mailboxes()
+    async with Stage(answer=store.answer, tables=tables(guarantee)) as stage:
+        for expected in (b"250 2.0.0 Ok, delivered [", EARLIER):
+            talk = stage.talk()
+            said = await send(talk, b"Message-ID: <one@client.test>\r\nFrom: joe@client.test\r\n\r\nHi\r\n")
+            assert said.startswith(expected)
+            await talk.hang_up()
+        assert store.copies == {ANN: 1}
+
+
 async def test_another_message_is_not_swallowed() -> None:
     store = Mailboxes()
     async with Stage(answer=store.answer) as stage:
