@@ -91,6 +91,16 @@ async def test_quit_in_the_same_burst_proves_nothing(guarantee: Guarantee, size:
 
 
 @both_guarantees
+async def test_big_content_takes_no_memory_while_its_client_may_not_have_read_our_reply(guarantee: Guarantee) -> None:
+    """A client may sit there for minutes, and there may be thousands of them."""
+    async with Stage(tables=tables(guarantee)) as stage:
+        talk = stage.talk()
+        assert codes(await send(talk, letter(size=SIZES["big"]))) == ["250"]
+        assert not used(stage)
+        assert not talk.is_over
+
+
+@both_guarantees
 async def test_only_the_client_that_heard_451_is_not_waited_for(guarantee: Guarantee) -> None:
     """Everything about such a message is noted: it may sit there while another connection tries again."""
     store = Mailboxes({BOB: [LATER]})
