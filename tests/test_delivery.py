@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from smtpd import replies
+from smtpd import delivery, replies
 from smtpd.addresses import Address, parse_address
 from smtpd.delivery import (
     MAX_REMEMBERED,
@@ -60,6 +60,16 @@ class Asking(Storing):
         if isinstance(self.verdict, BaseException):
             raise self.verdict
         return self.verdict
+
+
+class Silent(Asking):
+    async def verify(self, recipient: Recipient, mail: Transaction) -> Reply | None:
+        await asyncio.Event().wait()
+        return None
+
+    async def deliver(self, mail: Transaction, message: Message) -> Outcome:
+        await asyncio.Event().wait()
+        return replies.ACCEPTED
 
 
 class Tracked(Delivery):
@@ -160,6 +170,14 @@ async def test_agent_broken_at_recipient_is_451(problem: BaseException) -> None:
     assert len(events.lines) == 1
 
 
+async def test_agent_that_is_silent_at_recipient_is_451(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "VERIFY_SECONDS", 0.01)
+    made, events = deliveries(transaction(), Silent())
+    async with asyncio.timeout(10):
+        assert await made.add(recipient("asking")) is replies.BACKEND_TIMEOUT
+    assert [event for event, _ in events.lines] == ["delivery-failed"]
+
+
 async def test_unknown_agent_is_451() -> None:
     one = recipient("nowhere")
     made, _ = deliveries(transaction(one))
@@ -168,22 +186,22 @@ async def test_unknown_agent_is_451() -> None:
     assert await made.deliver(MESSAGE) == {one: replies.OUR_FAULT}
 
 
-async def test_cancellation_inside_the_agent_is_a_failure_of_the_agent() -> None:
-    one = recipient()
-    made, _ = deliveries(transaction(one), Storing(answer=asyncio.CancelledError()))
-    assert await made.deliver(MESSAGE) == {one: replies.OUR_FAULT}
+@pytest.mark.parametrize("at", ["recipient", "message"])
+async def test_cancellation_inside_the_agent_is_a_failure_of_the_agent(at: str) -> None:
+    one, agent = recipient("asking"), Asking(verdict=asyncio.CancelledError())
+    agent.answer = asyncio.CancelledError()
+    made, events = deliveries(transaction(one), agent)
+    answer = await (made.add(one) if at == "recipient" else made.deliver(MESSAGE))
+    assert answer == (replies.OUR_FAULT if at == "recipient" else {one: replies.OUR_FAULT})
+    assert len(events.lines) == 1
 
 
-async def test_our_own_cancellation_goes_through() -> None:
-    class Waiting(Storing):
-        async def deliver(self, mail: Transaction, message: Message) -> Outcome:
-            started.set()
-            return await asyncio.get_running_loop().create_future()
-
-    started = asyncio.Event()
-    made, events = deliveries(transaction(recipient()), Waiting())
-    task = asyncio.create_task(made.deliver(MESSAGE))
-    await started.wait()
+@pytest.mark.parametrize("at", ["recipient", "message"])
+async def test_our_own_cancellation_goes_through(at: str) -> None:
+    one = recipient("asking")
+    made, events = deliveries(transaction(one), Silent())
+    task: asyncio.Task[object] = asyncio.create_task(made.add(one) if at == "recipient" else made.deliver(MESSAGE))
+    await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
