@@ -126,7 +126,7 @@ async def test_marks_that_cannot_be_read_are_not_overwritten() -> None:
     later = Bench(ONCE, store=bench.store)
     bench.store.broken = {"get"}
     await later.journal.unconfirmed(KEY, {bench.bob: TAKEN})
-    await later.journal.record(KEY, session(), SENDER, {bench.bob: TAKEN}, told=None)
+    await later.journal.record(KEY, session(), SENDER, {bench.bob: LATER}, told=LATER)
     bench.store.broken = set()
     assert await later.known(bench.ann) == [MAYBE]
 
