@@ -62,6 +62,18 @@ async def test_too_many_recipients_are_one_line_for_each_message_and_all_are_cou
         assert server.count("smtpd_messages_rejected_total", **reason) == 36
 
 
+@pytest.mark.parametrize(
+    "method", [b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH"]
+)
+async def test_browser_is_hung_up_on_whatever_it_asks_for(method: bytes) -> None:
+    """RFC 9110 §9.3 and RFC 5789; the commands would stand in its body."""
+    async with Stage() as server:
+        talk = server.talk()
+        await talk.hear()
+        assert not await talk.say(method + b" / HTTP/1.1\r\nHost: mx.test\r\n\r\n" + ENVELOPE)
+        assert talk.is_over
+
+
 @pytest.mark.parametrize("end", [b"RSET", b"HELO client.test"])
 async def test_transactions_that_are_given_up_one_after_the_other_let_others_have_their_turn(end: bytes) -> None:
     """Each has its filters asked, which takes a hundred times as long as a command."""
