@@ -10,6 +10,7 @@ from dialogue import ENCRYPTED
 from stage import CONTENT, ENVELOPE, Stage, codes
 
 from smtpd import replies
+from smtpd.delivery import Delivery
 from smtpd.model import Transaction
 from smtpd.options import FilterOptions, StageName
 from smtpd.policy import PASS, Filter, Verdict
@@ -72,6 +73,29 @@ async def test_browser_is_hung_up_on_whatever_it_asks_for(method: bytes) -> None
         await talk.hear()
         assert not await talk.say(method + b" / HTTP/1.1\r\nHost: mx.test\r\n\r\n" + ENVELOPE)
         assert talk.is_over
+
+
+@pytest.mark.parametrize("end", [b"RSET\r\n", b"EHLO client.test\r\n", b"QUIT\r\n", None])
+async def test_agent_hears_once_that_a_transaction_is_given_up(end: bytes | None) -> None:
+    """It may hold a connection to the server behind it."""
+    abandoned: list[str] = []
+
+    class Held(Delivery):
+        async def abandon(self) -> None:
+            abandoned.append(self.mail.sender.text)
+
+    async with Stage() as server:
+        agent = server.service.agents["keeper"]
+        agent.asks = True
+        agent.open = lambda mail: Held(agent, mail)  # type: ignore[method-assign]
+        talk = await server.ready()
+        assert not abandoned
+        await (talk.hang_up() if end is None else talk.say(end))
+        await asyncio.sleep(0)
+        assert abandoned == ["joe@client.test"]
+        if not talk.is_over:
+            await talk.hang_up()
+    assert len(abandoned) == 1
 
 
 @pytest.mark.parametrize("end", [b"RSET", b"HELO client.test"])
