@@ -77,6 +77,7 @@ class Tracked(Delivery):
 
     async def abandon(self) -> None:
         Tracked.abandoned += 1
+        raise OSError("broken")
 
 
 class Opening(Asking):
@@ -231,7 +232,7 @@ async def test_positive_word_at_recipient_is_a_yes_and_354_is_not() -> None:
     assert await made.add(recipient("asking")) is replies.OUR_FAULT
 
 
-async def test_abandon_reaches_every_open_delivery_once() -> None:
+async def test_abandon_reaches_every_open_delivery_once_though_each_breaks() -> None:
     Tracked.abandoned = 0
     made, _ = deliveries(transaction(), Opening("a"), Opening("b"))
     await made.add(recipient("a"))
