@@ -98,17 +98,22 @@ async def test_agent_hears_once_that_a_transaction_is_given_up(end: bytes | None
     assert len(abandoned) == 1
 
 
-@pytest.mark.parametrize("end", [b"RSET", b"HELO client.test"])
-async def test_transactions_that_are_given_up_one_after_the_other_let_others_have_their_turn(end: bytes) -> None:
+@pytest.mark.parametrize(
+    ("verdict", "end"),
+    [(PASS, b"RSET\r\n"), (PASS, b"HELO client.test\r\n"), (Verdict(replies.OUR_FAULT), b"")],
+)
+async def test_transactions_that_come_to_nothing_one_after_the_other_let_others_have_their_turn(
+    verdict: Verdict, end: bytes
+) -> None:
     """Each has its filters asked, which takes a hundred times as long as a command."""
     asked: list[Transaction] = []
 
-    class Asked(Filter):
+    class Asked(PutsOff):
         name = "asked"
 
         async def on_mail(self, mail: Transaction) -> Verdict:
             asked.append(mail)
-            return PASS
+            return verdict
 
     async with Stage(filters={"asked": Asked}) as server:
         talk = server.talk()
@@ -120,7 +125,7 @@ async def test_transactions_that_are_given_up_one_after_the_other_let_others_hav
                 loop.call_soon(look)
 
         look()
-        await talk.say(b"EHLO client.test\r\n" + (b"MAIL FROM:<joe@client.test>\r\n%b\r\n" % end) * 50)
+        await talk.say(b"EHLO client.test\r\n" + (MAIL + end) * 50)
         assert max(after - before for before, after in pairwise(seen)) <= 2
 
 
