@@ -185,6 +185,17 @@ async def test_silence_times_out_when_the_timer_has_looked_before(line: Line, mo
     assert isinstance(line.end, TimedOut)
 
 
+async def test_content_may_take_any_time_where_that_is_not_limited(line: Line) -> None:
+    line.start(line.channel.receive(DataReceiver(Content(ContentBudget(0), 0), 0, 0, "reject"), 0, 0))
+    for octets in (b"x", b"y\r\n"):
+        line.channel.feed(octets)
+        await asyncio.sleep(0.01)
+        assert line.channel.is_listening
+    line.channel.feed(b".\r\n")
+    assert line.is_over.is_set()
+    assert line.end is None
+
+
 async def test_a_line_in_many_small_pieces_has_no_more_time(line: Line) -> None:
     line.start(line.echo(timeout=0.05))
     ended = asyncio.create_task(line.is_over.wait())

@@ -81,7 +81,10 @@ class Tracked(Delivery):
 
 
 class Opening(Asking):
+    opened = 0
+
     def open(self, mail: Transaction) -> Delivery:
+        self.opened += 1
         return Tracked(self, mail)
 
 
@@ -243,17 +246,16 @@ async def test_abandon_reaches_every_open_delivery_once_though_each_breaks() -> 
     assert Tracked.abandoned == 2
 
 
-async def test_delivery_without_a_recipient_left_is_abandoned() -> None:
+async def test_what_was_opened_at_rcpt_gets_the_message_or_is_abandoned_when_no_recipient_is_left() -> None:
     Tracked.abandoned = 0
-    one = recipient("b")
-    mail = transaction()
-    made, _ = deliveries(mail, Opening("a"), Opening("b"))
+    one, kept, mail = recipient("b"), Opening("b"), transaction()
+    made, _ = deliveries(mail, Opening("a"), kept)
     await made.add(recipient("a"))
     await made.add(one)
     mail.recipients.append(one)
     assert await made.deliver(MESSAGE) == {one: replies.ACCEPTED}
     await made.abandon()
-    assert Tracked.abandoned == 1
+    assert (Tracked.abandoned, kept.opened) == (1, 1)
 
 
 async def test_nothing_is_remembered_by_default() -> None:
