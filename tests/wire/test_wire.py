@@ -259,7 +259,7 @@ async def test_tickets_are_given_only_when_they_are_wanted(
         assert (session is not None and session.has_ticket) == tickets
 
 
-async def test_tls_hello_on_a_plain_port_is_dropped_and_counted() -> None:
+async def test_tls_hello_on_a_plain_port_is_dropped_counted_and_logged() -> None:
     async with Stage(listens=True) as server:
         async with client(server) as confused:
             assert await confused.hear() == GREETING
@@ -267,6 +267,8 @@ async def test_tls_hello_on_a_plain_port_is_dropped_and_counted() -> None:
             assert await confused.rest() == b""
         await settled(server)
         assert server.count(DROPPED, reason="tls-on-plain-port") == 1
+        (line,) = server.events("dropped")
+        assert (line["listener"], line["ip"], line["reason"]) == ("smtp", "127.0.0.1", "tls-on-plain-port")
 
 
 @pytest.mark.parametrize("behind", [b"x", b"MAIL FROM:<evil@client.test>\r\n", b"\x16\x03\x01"])
