@@ -116,7 +116,7 @@ class Verification:
             return Unusable("fail", "a From field is not signed")
         for field in self._single:
             name = field.lower().encode()
-            if 1 < len(places(name)) > signature.names.count(name) > 0:
+            if len(places(name)) > signature.names.count(name) > 0:
                 return Unusable("policy", f"a second {field} field is not signed")
         return None
 

@@ -36,7 +36,7 @@ class InFlight:
     def takes_another(self, limit: int) -> bool:
         """Count one RCPT; False when there are recipients enough, or when far too many were put off."""
         self.asked += 1
-        return not limit or (len(self.mail.recipients) < limit and self.asked <= limit * TRIES)
+        return len(self.mail.recipients) < limit and self.asked <= limit * TRIES
 
     def known(self, recipient: Recipient) -> Recipient | None:
         """The recipient with this very address, when it was accepted before."""

@@ -98,12 +98,9 @@ def _decode(name: str, value: bytes) -> str:
     if _XTEXT.fullmatch(value) is None:
         raise _bad(name)
     try:
-        text = _HEXCHAR.sub(lambda match: bytes.fromhex(match[1].decode("ascii")), value).decode("utf-8")
+        return _HEXCHAR.sub(lambda match: bytes.fromhex(match[1].decode("ascii")), value).decode("utf-8")
     except UnicodeDecodeError:
         raise _bad(name) from None
-    if not text.isprintable():
-        raise _bad(name)
-    return text
 
 
 def _is_not_known(name: str, value: str) -> bool:

@@ -10,6 +10,7 @@ from dialogue import ENCRYPTED
 from stage import CONTENT, ENVELOPE, Stage, codes
 
 from smtpd import replies
+from smtpd.delivery import Delivery
 from smtpd.model import Transaction
 from smtpd.options import FilterOptions, StageName
 from smtpd.policy import PASS, Filter, Verdict
@@ -62,17 +63,57 @@ async def test_too_many_recipients_are_one_line_for_each_message_and_all_are_cou
         assert server.count("smtpd_messages_rejected_total", **reason) == 36
 
 
-@pytest.mark.parametrize("end", [b"RSET", b"HELO client.test"])
-async def test_transactions_that_are_given_up_one_after_the_other_let_others_have_their_turn(end: bytes) -> None:
+@pytest.mark.parametrize(
+    "method", [b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH"]
+)
+async def test_browser_is_hung_up_on_whatever_it_asks_for(method: bytes) -> None:
+    """RFC 9110 §9.3 and RFC 5789; the commands would stand in its body."""
+    async with Stage() as server:
+        talk = server.talk()
+        await talk.hear()
+        assert not await talk.say(method + b" / HTTP/1.1\r\nHost: mx.test\r\n\r\n" + ENVELOPE)
+        assert talk.is_over
+
+
+@pytest.mark.parametrize("end", [b"RSET\r\n", b"EHLO client.test\r\n", b"QUIT\r\n", None])
+async def test_agent_hears_once_that_a_transaction_is_given_up(end: bytes | None) -> None:
+    """It may hold a connection to the server behind it."""
+    abandoned: list[str] = []
+
+    class Held(Delivery):
+        async def abandon(self) -> None:
+            abandoned.append(self.mail.sender.text)
+
+    async with Stage() as server:
+        agent = server.service.agents["keeper"]
+        agent.asks = True
+        agent.open = lambda mail: Held(agent, mail)  # type: ignore[method-assign]
+        talk = await server.ready()
+        assert not abandoned
+        await (talk.hang_up() if end is None else talk.say(end))
+        await asyncio.sleep(0)
+        assert abandoned == ["joe@client.test"]
+        if not talk.is_over:
+            await talk.hang_up()
+    assert len(abandoned) == 1
+
+
+@pytest.mark.parametrize(
+    ("verdict", "end"),
+    [(PASS, b"RSET\r\n"), (PASS, b"HELO client.test\r\n"), (Verdict(replies.OUR_FAULT), b"")],
+)
+async def test_transactions_that_come_to_nothing_one_after_the_other_let_others_have_their_turn(
+    verdict: Verdict, end: bytes
+) -> None:
     """Each has its filters asked, which takes a hundred times as long as a command."""
     asked: list[Transaction] = []
 
-    class Asked(Filter):
+    class Asked(PutsOff):
         name = "asked"
 
         async def on_mail(self, mail: Transaction) -> Verdict:
             asked.append(mail)
-            return PASS
+            return verdict
 
     async with Stage(filters={"asked": Asked}) as server:
         talk = server.talk()
@@ -84,7 +125,7 @@ async def test_transactions_that_are_given_up_one_after_the_other_let_others_hav
                 loop.call_soon(look)
 
         look()
-        await talk.say(b"EHLO client.test\r\n" + (b"MAIL FROM:<joe@client.test>\r\n%b\r\n" % end) * 50)
+        await talk.say(b"EHLO client.test\r\n" + (MAIL + end) * 50)
         assert max(after - before for before, after in pairwise(seen)) <= 2
 
 

@@ -238,6 +238,10 @@ def test_names_are_prepared_for_comparison(name: str, prepared: str | None) -> N
         ("", None),
         ("a\0b", None),
         ("a\x7fb", None),
+        ("a\u0378b", None),
+        ("a\ue000b", None),
+        ("a\u2028b", None),
+        ("a\u2029b", None),
     ],
 )
 def test_passwords_are_prepared_for_comparison(password: str, prepared: str | None) -> None:

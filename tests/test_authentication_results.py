@@ -266,6 +266,7 @@ def test_fields_of_others_stay(value: str) -> None:
         '"other.example"1; none', " other.example (\0); none", " other.example (open",
         " other.example" + " " * 5000 + "2;",
         " other.example (" + "x" * 5000 + "); none", ' "other.example" x', " other.example\x0b; none", " ;", "", " (a)",
+        r" \mx.example.com; none", r" \x other.example; none", r" other.example \1; none", r" other.example\ ; none",
     ],
 )  # fmt: skip
 def test_doubt_is_enough(value: str) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from smtpd import channel
 from smtpd.channel import HIGH_WATER, Channel
 from smtpd.content import Content, DataReceiver
-from smtpd.endings import Disconnected, Draining, TimedOut
+from smtpd.endings import Disconnected, Draining, Overrun, TimedOut
 from smtpd.limits import ContentBudget
 from smtpd.memory import MemoryTransport
 from smtpd.replies import Refused
@@ -175,6 +176,26 @@ async def test_silence_times_out(line: Line) -> None:
     assert not line.end.too_slow
 
 
+async def test_silence_times_out_when_the_timer_has_looked_before(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks every minute, and most times are longer than that."""
+    monkeypatch.setattr(channel, "_LOOK", 0.005)
+    line.start(line.echo(timeout=0.03))
+    async with asyncio.timeout(10):
+        await line.is_over.wait()
+    assert isinstance(line.end, TimedOut)
+
+
+async def test_content_may_take_any_time_where_that_is_not_limited(line: Line) -> None:
+    line.start(line.channel.receive(DataReceiver(Content(ContentBudget(0), 0), 0, 0, "reject"), 0, 0))
+    for octets in (b"x", b"y\r\n"):
+        line.channel.feed(octets)
+        await asyncio.sleep(0.01)
+        assert line.channel.is_listening
+    line.channel.feed(b".\r\n")
+    assert line.is_over.is_set()
+    assert line.end is None
+
+
 async def test_a_line_in_many_small_pieces_has_no_more_time(line: Line) -> None:
     line.start(line.echo(timeout=0.05))
     ended = asyncio.create_task(line.is_over.wait())
@@ -208,6 +229,24 @@ async def test_nobody_is_timed_out_while_we_work(line: Line) -> None:
     go_on.set()
     await line.is_over.wait()
     assert line.read == ["done"]
+
+
+async def test_what_took_too_long_ends_without_disturbing_what_runs_then(line: Line) -> None:
+    late, next_one = asyncio.Event(), asyncio.Event()
+
+    async def conversation() -> None:
+        try:
+            await line.channel.run(_wait_for(late), finish=True, seconds=0.01)
+        except Overrun as overrun:
+            line.channel.write(b"451\r\n")
+            overrun.task.add_done_callback(lambda _: next_one.set())
+        line.read.append(await line.channel.run(_wait_for(next_one)))
+
+    line.start(conversation())
+    await asyncio.sleep(0.03)
+    late.set()
+    await line.is_over.wait()
+    assert (line.read, line.end) == (["done"], None)
 
 
 @pytest.mark.parametrize(("idle", "now", "ends"), [(True, False, True), (False, False, False), (False, True, True)])

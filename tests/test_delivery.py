@@ -1,91 +1,14 @@
 import asyncio
-from ipaddress import ip_address
 from typing import Any
 
 import pytest
+from agents import Asking, Opening, Silent, Storing, Tracked, deliveries, recipient, transaction
 
-from smtpd import replies
-from smtpd.addresses import Address, parse_address
-from smtpd.delivery import (
-    MAX_REMEMBERED,
-    Deliveries,
-    Delivery,
-    DeliveryAgent,
-    Outcome,
-    RememberedAnswers,
-)
-from smtpd.model import Message, Recipient, Session, Transaction
+from smtpd import delivery, replies
+from smtpd.delivery import MAX_REMEMBERED, Delivery, DeliveryAgent, Outcome, RememberedAnswers
+from smtpd.model import Message, Recipient, Transaction
 from smtpd.options import AgentOptions
 from smtpd.replies import Reply
-
-
-class Events:
-    """Takes the place of the log: keeps what was written."""
-
-    def __init__(self) -> None:
-        self.lines: list[tuple[str, dict[str, object]]] = []
-
-    def error(self, event: str, **fields: object) -> None:
-        self.lines.append((event, fields))
-
-
-class Storing(DeliveryAgent):
-    """Answers what it is told to; never asks at RCPT."""
-
-    def __init__(self, name: str = "store", answer: object = replies.ACCEPTED) -> None:
-        super().__init__(name, AgentOptions(type="test"), None)  # type: ignore[arg-type]
-        self.answer = answer
-        self.seen: list[Transaction] = []
-
-    async def deliver(self, mail: Transaction, message: Message) -> Outcome:
-        self.seen.append(mail)
-        answer: Any = self.answer
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer(mail) if callable(answer) and not isinstance(answer, Reply) else answer
-
-
-class Asking(Storing):
-    """Also has something to say at RCPT."""
-
-    def __init__(self, name: str = "asking", verdict: object = None, **options: float) -> None:
-        super().__init__(name)
-        DeliveryAgent.__init__(self, name, AgentOptions(type="test", **options), None)  # type: ignore[arg-type]
-        self.verdict: Any = verdict
-        self.asked = 0
-
-    async def verify(self, recipient: Recipient, mail: Transaction) -> Reply | None:
-        self.asked += 1
-        if isinstance(self.verdict, BaseException):
-            raise self.verdict
-        return self.verdict
-
-
-class Tracked(Delivery):
-    abandoned = 0
-
-    async def abandon(self) -> None:
-        Tracked.abandoned += 1
-
-
-class Opening(Asking):
-    def open(self, mail: Transaction) -> Delivery:
-        return Tracked(self, mail)
-
-
-def transaction(*recipients: Recipient) -> Transaction:
-    session = Session("s", "smtp", ip_address("192.0.2.1"))
-    return Transaction("01TRACE", session, Address.null, recipients=list(recipients))
-
-
-def recipient(agent: str = "store", local: str = "bob") -> Recipient:
-    return Recipient(parse_address(f"{local}@example.com"), agent)
-
-
-def deliveries(mail: Transaction, *agents: DeliveryAgent) -> tuple[Deliveries, Events]:
-    events = Events()
-    return Deliveries({agent.name: agent for agent in agents}, mail, events), events  # type: ignore[arg-type]
-
 
 MESSAGE: Message = None  # type: ignore[assignment] # no agent here looks at it
 
@@ -204,6 +127,14 @@ async def test_agent_is_named_that_strikes_recipients_off_the_list() -> None:
     assert [(event, fields["agent"]) for event, fields in events.lines] == [("delivery-answer-unusable", "store")]
 
 
+async def test_agent_that_is_silent_at_recipient_is_451(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "VERIFY_SECONDS", 0.01)
+    made, events = deliveries(transaction(), Silent())
+    async with asyncio.timeout(10):
+        assert await made.add(recipient("asking")) is replies.BACKEND_TIMEOUT
+    assert [event for event, _ in events.lines] == ["delivery-failed"]
+
+
 async def test_unknown_agent_is_451() -> None:
     one = recipient("nowhere")
     made, _ = deliveries(transaction(one))
@@ -212,22 +143,22 @@ async def test_unknown_agent_is_451() -> None:
     assert await made.deliver(MESSAGE) == {one: replies.OUR_FAULT}
 
 
-async def test_cancellation_inside_the_agent_is_a_failure_of_the_agent() -> None:
-    one = recipient()
-    made, _ = deliveries(transaction(one), Storing(answer=asyncio.CancelledError()))
-    assert await made.deliver(MESSAGE) == {one: replies.OUR_FAULT}
+@pytest.mark.parametrize("at", ["recipient", "message"])
+async def test_cancellation_inside_the_agent_is_a_failure_of_the_agent(at: str) -> None:
+    one, agent = recipient("asking"), Asking(verdict=asyncio.CancelledError())
+    agent.answer = asyncio.CancelledError()
+    made, events = deliveries(transaction(one), agent)
+    answer = await (made.add(one) if at == "recipient" else made.deliver(MESSAGE))
+    assert answer == (replies.OUR_FAULT if at == "recipient" else {one: replies.OUR_FAULT})
+    assert len(events.lines) == 1
 
 
-async def test_our_own_cancellation_goes_through() -> None:
-    class Waiting(Storing):
-        async def deliver(self, mail: Transaction, message: Message) -> Outcome:
-            started.set()
-            return await asyncio.get_running_loop().create_future()
-
-    started = asyncio.Event()
-    made, events = deliveries(transaction(recipient()), Waiting())
-    task = asyncio.create_task(made.deliver(MESSAGE))
-    await started.wait()
+@pytest.mark.parametrize("at", ["recipient", "message"])
+async def test_our_own_cancellation_goes_through(at: str) -> None:
+    one = recipient("asking")
+    made, events = deliveries(transaction(one), Silent())
+    task: asyncio.Task[object] = asyncio.create_task(made.add(one) if at == "recipient" else made.deliver(MESSAGE))
+    await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -257,7 +188,7 @@ async def test_positive_word_at_recipient_is_a_yes_and_354_is_not() -> None:
     assert await made.add(recipient("asking")) is replies.OUR_FAULT
 
 
-async def test_abandon_reaches_every_open_delivery_once() -> None:
+async def test_abandon_reaches_every_open_delivery_once_though_each_breaks() -> None:
     Tracked.abandoned = 0
     made, _ = deliveries(transaction(), Opening("a"), Opening("b"))
     await made.add(recipient("a"))
@@ -293,21 +224,23 @@ async def test_delivery_that_cannot_be_abandoned_is_one_log_line(
     monkeypatch.setattr("smtpd.delivery.VERIFY_SECONDS", 0.01)
     async with asyncio.timeout(10):
         await made.abandon()
-    assert [(event, fields["agent"]) for event, fields in events.lines] == [("delivery-failed", "a")]
+    assert [(event, fields["agent"]) for event, fields in events.lines] == [
+        ("delivery-failed", "a"),
+        ("delivery-failed", "b"),
+    ]
     assert Tracked.abandoned == 1
 
 
-async def test_delivery_without_a_recipient_left_is_abandoned() -> None:
+async def test_what_was_opened_at_rcpt_gets_the_message_or_is_abandoned_when_no_recipient_is_left() -> None:
     Tracked.abandoned = 0
-    one = recipient("b")
-    mail = transaction()
-    made, _ = deliveries(mail, Opening("a"), Opening("b"))
+    one, kept, mail = recipient("b"), Opening("b"), transaction()
+    made, _ = deliveries(mail, Opening("a"), kept)
     await made.add(recipient("a"))
     await made.add(one)
     mail.recipients.append(one)
     assert await made.deliver(MESSAGE) == {one: replies.ACCEPTED}
     await made.abandon()
-    assert Tracked.abandoned == 1
+    assert (Tracked.abandoned, kept.opened) == (1, 1)
 
 
 async def test_nothing_is_remembered_by_default() -> None:

@@ -136,6 +136,13 @@ async def test_a_process_that_died_in_the_middle_leaves_its_marks() -> None:
     await later.journal.begin(KEY, [bench.bob])
 
 
+async def test_nothing_begins_for_a_recipient_that_another_attempt_has_reached_meanwhile() -> None:
+    bench = Bench(ONCE)
+    await bench.attempt({bench.ann: TAKEN, bench.bob: LATER}, told=MIXED)
+    with pytest.raises(StoreError, match="another attempt"):
+        await bench.journal.begin(KEY, [bench.ann])
+
+
 async def test_marks_are_not_heeded_after_a_change_to_at_least_once() -> None:
     bench = Bench(ONCE)
     await bench.journal.begin(KEY, [bench.ann])
@@ -228,8 +235,9 @@ async def test_both_times_are_options_and_zero_is_never() -> None:
     assert bench.store.calls == ["put"]
     bench.clock.now += 10
     assert not bench.journal.may_know(HINT)
-    none = Bench(keep=0.0)
-    await none.attempt({none.ann: TAKEN, none.bob: LATER}, told=MIXED)
+    none = Bench()
+    none.journal = none.journal.renewed(guarantee=AGAIN, keep=0.0, remember_refusals=0.0)
+    await none.attempt({none.ann: TAKEN, none.bob: NOBODY}, told=MIXED)
     assert none.store.calls == ["delete"]
 
 
@@ -317,8 +325,7 @@ async def test_entries_hold_no_addresses_and_are_bounded() -> None:
     assert value is not None
     assert len(value) < 200_000
     assert b"user" not in value
-    known = await bench.known(*many)
-    assert known == [None] * 10 + [EARLIER] * MAX_RECIPIENTS
+    assert await bench.known(*many) == [None] * 10 + [EARLIER] * MAX_RECIPIENTS
 
 
 async def test_at_most_once_is_not_promised_to_more_than_can_be_noted() -> None:

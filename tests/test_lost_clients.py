@@ -91,6 +91,16 @@ async def test_quit_in_the_same_burst_proves_nothing(guarantee: Guarantee, size:
 
 
 @both_guarantees
+async def test_big_content_takes_no_memory_while_its_client_may_not_have_read_our_reply(guarantee: Guarantee) -> None:
+    """A client may sit there for minutes, and there may be thousands of them."""
+    async with Stage(tables=tables(guarantee)) as stage:
+        talk = stage.talk()
+        assert codes(await send(talk, letter(size=SIZES["big"]))) == ["250"]
+        assert not used(stage)
+        assert not talk.is_over
+
+
+@both_guarantees
 async def test_only_the_client_that_heard_451_is_not_waited_for(guarantee: Guarantee) -> None:
     """Everything about such a message is noted: it may sit there while another connection tries again."""
     store = Mailboxes({BOB: [LATER]})
@@ -213,6 +223,18 @@ async def test_message_without_message_id_is_never_taken_for_another() -> None:
             await talk.hang_up()
             assert store.copies == {ANN: copies}
         assert not used(stage)
+
+
+@both_guarantees
+async def test_message_whose_first_line_is_its_message_id_gets_no_second_copy(guarantee: Guarantee) -> None:
+    store = Mailboxes()
+    async with Stage(answer=store.answer, tables=tables(guarantee)) as stage:
+        for expected in (b"250 2.0.0 Ok, delivered [", EARLIER):
+            talk = stage.talk()
+            said = await send(talk, b"Message-ID: <one@client.test>\r\nFrom: joe@client.test\r\n\r\nHi\r\n")
+            assert said.startswith(expected)
+            await talk.hang_up()
+        assert store.copies == {ANN: 1}
 
 
 async def test_another_message_is_not_swallowed() -> None:

@@ -119,12 +119,22 @@ async def test_a_store_that_breaks_during_a_delivery_makes_no_refusal_of_a_defer
     assert not bench.journal._begun
 
 
+async def test_mark_that_the_store_has_lost_is_made_again_when_nobody_knows_the_outcome() -> None:
+    """A store in memory lets the oldest go when it is full."""
+    bench = Bench(ONCE)
+    await bench.journal.begin(KEY, [bench.ann])
+    await bench.store.delete(*PLACE)
+    await bench.journal.record(KEY, session(), SENDER, {bench.ann: UNKNOWN}, told=UNKNOWN)
+    assert await bench.known(bench.ann) == [MAYBE]
+
+
 async def test_marks_that_cannot_be_read_are_not_overwritten() -> None:
     bench = Bench(ONCE)
     await bench.journal.begin(KEY, [bench.ann])
     later = Bench(ONCE, store=bench.store)
     bench.store.broken = {"get"}
     await later.journal.unconfirmed(KEY, {bench.bob: TAKEN})
+    await later.journal.record(KEY, session(), SENDER, {bench.bob: LATER}, told=LATER)
     bench.store.broken = set()
     assert await later.known(bench.ann) == [MAYBE]
 

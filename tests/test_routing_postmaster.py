@@ -49,3 +49,17 @@ def test_postmaster_that_nobody_configured_has_the_aliases_of_everybody(text: st
 @pytest.mark.parametrize("key", ["@example.com", "post*@example.com", "postmaster@example.com"])
 def test_postmaster_that_nobody_configured_is_never_denied(text: str, key: str) -> None:
     assert reached({key: "deny"}, text) == "store -> postmaster@example.com"
+
+
+@pytest.mark.parametrize(
+    ("key", "found"),
+    [
+        ("postmaster@example.com", "in the map"),
+        ("@example.com", "always reached, whatever the map refuses"),
+    ],
+)
+def test_explanation_says_whether_the_map_names_postmaster(key: str, found: str) -> None:
+    router = Router(DOMAINS, {key: "bob@example.com"}, None, postmaster="pm@example.com")
+    address, _ = parse_path("<postmaster@example.com>")
+    steps = router.explain(address, authenticated=False).steps
+    assert [step.found for step in steps if step.looked_for == "postmaster"] == [found]

@@ -158,6 +158,15 @@ async def test_file_that_vanished_is_not_a_wrong_password(provider: Provider) ->
     assert provider.events().count("auth-provider-broken") == 1
 
 
+async def test_what_is_no_regular_file_is_told_in_a_sentence(provider: Provider) -> None:
+    provider.path.unlink()
+    os.mkfifo(provider.path)
+    assert "is not a regular file" in str(await provider.users.health())
+    for reading in (provider.users.start(), asyncio.to_thread(users.load, provider.path)):
+        with pytest.raises(UserFileError, match="is not a regular file"):
+            await reading
+
+
 async def test_missing_file_keeps_the_server_from_starting(tmp_path: Path) -> None:
     provider = Provider(tmp_path / "none")
     with pytest.raises(UserFileError, match="none: No such file"):

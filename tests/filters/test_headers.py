@@ -143,6 +143,17 @@ async def test_limits_on_fields_lines_and_size(build: Build) -> None:
     assert (await send(build, message, max_size=1000)).startswith("554 5.6.0 The header section is bigger than 1000")
 
 
+async def test_a_header_section_may_have_256_kib_and_one_octet_more_is_counted(build: Build) -> None:
+    house = await build({"headers": {}})
+    await house.call()
+    lines = b"X-Long: %b\r\n" % (b"y" * 900) * 287
+    room = (256 << 10) - len(GOOD + lines) - len(b"X: \r\n") - len(b"\r\n")
+    for octets, answer in ((room, "250 2.0.0"), (room + 1, "554 5.6.0")):
+        said = await house.send(GOOD + lines + b"X: " + b"x" * octets + b"\r\n\r\nHello\r\n")
+        assert said.startswith(answer)
+    assert problems(house, "too-big") == 1
+
+
 async def test_header_section_without_end_is_too_big_however_much_is_allowed(build: Build) -> None:
     message = GOOD + b"X: y\r\n" * 200_000 + BODY
     assert (await send(build, message, max_size="1M", max_fields=0)).startswith("554 5.6.0")

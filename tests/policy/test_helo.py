@@ -109,6 +109,20 @@ async def test_facts_of_the_first_helo_go(world):
     await policy.close(world.session)
 
 
+async def test_facts_of_the_connection_stay(world):
+    class Connection(Filter):
+        gives = (Name,)
+
+        async def on_connect(self, session: Session) -> Verdict:
+            session.facts.add(Name())
+            return PASS
+
+    policy = world.policy(Connection, JudgesHelo)
+    await policy.connect(world.session)
+    await say(policy, world.session, "honest.test")
+    assert world.session.facts.get(Name)
+
+
 async def test_lookup_for_the_first_helo_is_cancelled(world):
     policy = world.policy(LooksUpNames)
     await say(policy, world.session, "slow.test")

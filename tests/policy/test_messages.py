@@ -199,6 +199,18 @@ async def test_observed_filter_does_not_change_the_message(world, mail, rewritin
     assert bytes(message) == b"\r\ntwo\r\n"
 
 
+async def test_what_an_observed_filter_made_of_the_message_is_given_back(world, mail):
+    class Kept(Rewrites):
+        async def on_message(self, mail: Transaction, message: Message) -> Verdict:
+            message.replace_content(made)
+            return PASS
+
+    made, message = world.content(b"\r\nmade\r\n"), world.message(b"\r\n")
+    await world.policy((Kept, {"mode": "observe"})).message(mail, message)
+    assert not list(made.chunks())
+    assert bytes(message) == b"\r\n"
+
+
 async def test_filter_that_changes_can_refuse_and_ends_the_chain(world, mail, rewriting):
     class Guard(Filter):
         changes = True

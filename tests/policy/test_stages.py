@@ -154,6 +154,15 @@ async def test_label_of_another_filter_silences(world):
     assert await policy.recipient(mail, world.recipient()) is None
 
 
+async def test_label_silences_a_refusal_of_the_connection_before_there_is_mail(world):
+    friend = at_connect("friend", Verdict(labels=frozenset({"welcome"})), labels=frozenset({"welcome"}))
+    refusing = at_connect("rbl", Verdict(NO))
+    policy = world.policy(friend, (refusing, {"unless": ["welcome"], "act_at": "connect"}))
+    assert await policy.connect(world.session) is None
+    policy = world.policy((refusing, {"unless": ["tls", "welcome"], "act_at": "connect"}), friend)
+    assert await policy.connect(world.new_session()) is None
+
+
 async def test_label_that_is_still_being_looked_up_is_waited_for(world):
     class Allow(Filter):
         name = "allow"
@@ -224,3 +233,21 @@ async def test_what_a_filter_says_twice_is_bounded_in_the_trace(world):
     for _ in range(600):
         await policy.mail(mail)
     assert len(mail.trace) == 500
+
+
+@pytest.mark.parametrize("hook", ["on_end", "on_close"])
+async def test_all_filters_that_hear_of_an_end_are_waited_for(world, hook):
+    go_on, told = asyncio.Event(), []
+
+    async def waits(self: Filter, *_: object) -> None:
+        await go_on.wait()
+        told.append(self.name)
+
+    policy = world.policy(*(type(name, (Filter,), {"name": name, hook: waits}) for name in ("one", "two")))
+    ended = policy.end(world.mail(), None) if hook == "on_end" else policy.close(world.session)
+    ending = world.begin(ended)
+    await asyncio.sleep(0)
+    assert not ending.done()
+    go_on.set()
+    await ending
+    assert told == ["one", "two"]

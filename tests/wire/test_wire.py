@@ -80,9 +80,13 @@ async def settled(server: Stage) -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "reply"), [("connections_per_ip", b"421 4.7.0 mx.test Too many"), ("connections", b"421 4.3.2 mx.test ")]
+    ("limit", "reply", "reason"),
+    [
+        ("connections_per_ip", b"421 4.7.0 mx.test Too many", "too-many-connections-from-address"),
+        ("connections", b"421 4.3.2 mx.test ", "too-many-connections"),
+    ],
 )
-async def test_connections_over_the_limit_are_put_off(limit: str, reply: bytes) -> None:
+async def test_connections_over_the_limit_are_put_off(limit: str, reply: bytes, reason: str) -> None:
     async with Stage(listens=True, tables={"limits": {limit: 2}}) as server:
         async with client(server) as first, client(server) as second:
             assert await first.hear() == await second.hear() == GREETING
@@ -91,6 +95,7 @@ async def test_connections_over_the_limit_are_put_off(limit: str, reply: bytes) 
                 assert said.startswith(reply)
         (line,) = server.events("refused")
         assert said.decode().endswith(f" [{line['trace']}]\r\n"), "every 421 can be found in the log"
+        assert (line["at"], line["reason"]) == ("CONNECT", reason)
         await settled(server)
         async with client(server) as again:
             assert await again.hear() == GREETING
@@ -254,7 +259,7 @@ async def test_tickets_are_given_only_when_they_are_wanted(
         assert (session is not None and session.has_ticket) == tickets
 
 
-async def test_tls_hello_on_a_plain_port_is_dropped_and_counted() -> None:
+async def test_tls_hello_on_a_plain_port_is_dropped_counted_and_logged() -> None:
     async with Stage(listens=True) as server:
         async with client(server) as confused:
             assert await confused.hear() == GREETING
@@ -262,6 +267,8 @@ async def test_tls_hello_on_a_plain_port_is_dropped_and_counted() -> None:
             assert await confused.rest() == b""
         await settled(server)
         assert server.count(DROPPED, reason="tls-on-plain-port") == 1
+        (line,) = server.events("dropped")
+        assert (line["listener"], line["ip"], line["reason"]) == ("smtp", "127.0.0.1", "tls-on-plain-port")
 
 
 @pytest.mark.parametrize("behind", [b"x", b"MAIL FROM:<evil@client.test>\r\n", b"\x16\x03\x01"])
