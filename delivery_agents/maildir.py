@@ -80,7 +80,8 @@ class FileOfRecipients(Options):
     """Recipients that stand in a file."""
 
     file: InputFile
-    """One address per line; lines that begin with "#" do not count. Read again when it changes."""
+    """One address per line; lines that begin with "#" do not count. Read again when it has changed and nobody has
+    written into it for two seconds; until then mail to those it did not have before is put off."""
 
 
 class MaildirOptions(AgentOptions):
@@ -202,6 +203,8 @@ class Maildir(DeliveryAgent):
         path = self._find(recipient.destination)
         if path is None and not self._layout.is_there:
             raise FileNotFoundError(f"there is no directory {self._layout.root}")
+        if path is None and self._known is not None and not self._known.is_complete:
+            return replies.BACKEND_DOWN
         if path is None:
             return replies.NO_SUCH_USER(address=recipient.address)
         if self._quota is not None and await asyncio.to_thread(self._quota.is_full, path, size, recount=True):
