@@ -58,17 +58,19 @@ class Layout:
         return self._template.replace("{domain}", directory_name(domain)).replace("{user}", directory_name(user))
 
     def has(self, path: str) -> bool:
-        """Whether there is a mailbox; OSError when nobody can say: closed to us, a bad disk, a link to nowhere."""
+        """Whether there is a mailbox; OSError when nobody can say: closed to us, a bad disk, not mounted."""
         try:
             return stat.S_ISDIR(os.stat(path).st_mode)
         except NotADirectoryError:
             return False
         except FileNotFoundError:
-            # What the link leads to may be mounted later, as the root itself may be.
+            # What the link leads to, or what is in an empty directory, may be mounted later, as the root itself may be.
             while len(path) > len(self.root):
                 if os.path.islink(path) and not os.path.exists(path):
                     raise
                 path = os.path.dirname(path)
+                if _is_empty(path):
+                    raise FileNotFoundError(f"there is nothing in {path}; is it mounted?") from None
             return False
 
     def fullness(self) -> str:
@@ -106,6 +108,14 @@ class Layout:
     def _below(self, levels: list[str]) -> list[str]:
         pattern = os.path.join(glob.escape(self.root), *levels)
         return list(itertools.islice(filter(os.path.isdir, glob.iglob(pattern)), _LOOKED_AT))
+
+
+def _is_empty(directory: str) -> bool:
+    try:
+        with os.scandir(directory) as found:
+            return next(found, None) is None
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _takes_mail(mailbox: str) -> bool:

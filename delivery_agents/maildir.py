@@ -9,6 +9,9 @@ A message for several mailboxes is stored once and linked into each of them. On 
 and, only when there is a single recipient, Delivered-To: with several it would tell each of them about
 the others. A message that was delivered to the same address before is refused, it is looping.
 
+With `recipients = "existing"`, a directory of mailboxes that is missing or has nothing in it says nothing about who is
+there: it may not be mounted, so mail is put off (451).
+
 What comes for `user+detail@domain` goes to `user@domain` unless a mailbox with the whole name is known.
 If one of several mailboxes cannot be written, the message goes into none of them and the client hears
 that it may try again.
