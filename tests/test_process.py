@@ -203,6 +203,20 @@ finally:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
+def test_process_that_was_told_to_end_does_so_quietly_whatever_was_interrupted() -> None:
+    program = """
+import os, signal
+from smtpd.signals import EarlySignals
+with EarlySignals():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except SystemExit as error:
+        raise ValueError("error building a model") from error
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 def test_signals_after_the_server_has_stopped_change_nothing(starting: Callable[..., Server], loop: str) -> None:
     server = starting("late", event_loop=loop)
