@@ -198,8 +198,8 @@ class RecipientFile(KnownRecipients):
 
     @property
     def is_complete(self) -> bool:
-        """Not while somebody writes."""
-        return self._is_complete
+        """Not while somebody writes, or has not begun to."""
+        return self._is_complete and bool(self._keys)
 
     def load(self) -> None:
         """Read the file now; OSError when it cannot be read, ValueError when it makes no sense."""

@@ -84,7 +84,7 @@ class FileOfRecipients(Options):
 
     file: InputFile
     """One address per line; lines that begin with "#" do not count. Read again when it has changed and nobody has
-    written into it for two seconds; until then mail to those it did not have before is put off."""
+    written into it for two seconds; until then, and while it is empty, mail to those it does not have is put off."""
 
 
 class MaildirOptions(AgentOptions):

@@ -155,6 +155,13 @@ async def test_file_of_recipients_that_has_lost_them_all_is_not_believed(start: 
     assert [f"{file} holds no address any more" in event for event in events(agent)] == [True]
 
 
+async def test_file_of_recipients_that_is_empty_from_the_start_refuses_nobody(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "recipients"
+    replace(file, "")
+    agent = await start(recipients={"file": str(file)})
+    assert await ask(agent, "bob@example.com") == replies.BACKEND_DOWN
+
+
 async def test_file_of_recipients_that_could_not_be_read_is_tried_again(start: Start, tmp_path: Path) -> None:
     file = tmp_path / "recipients"
     file.write_text("bob@example.com\n")
