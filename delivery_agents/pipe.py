@@ -20,7 +20,7 @@ command = ["/usr/lib/mailman/mail/mailman", "post", "{user}"]
   is 451: other codes, signals, a program that is not there. 65, 67, 68, 69 and 77 refuse. The end of what the
   program writes stands in the log; with `say_output` its last line is what the client hears.
 - Success is success, also when the program has not read everything.
-- Keep the program and `directory` on a local disk: on a filesystem that hangs it cannot be started, and everybody waits.
+- Keep the program and `directory` on a local disk: on a filesystem that hangs it cannot start, and everybody waits.
 
 A program that overruns its time is ended with all of its process group: SIGTERM, two seconds later SIGKILL. If it had
 the whole message by then nobody knows what it did with it, and the client sends it again. A program that goes on in
