@@ -206,9 +206,11 @@ class Pipe(DeliveryAgent):
                 await child.feed(self._pieces(mail, message))
                 code = await child.wait()
         except TimeoutError:
-            await child.end()
-            self._timed_out(mail, "the program did not end in time", child.output)
-            return replies.OUTCOME_UNKNOWN if child.was_fed else replies.BACKEND_TIMEOUT
+            if not child.has_ended():  # it may have long ago, when we were stopped for a while ourselves
+                await child.end()
+                self._timed_out(mail, "the program did not end in time", child.output)
+                return replies.OUTCOME_UNKNOWN if child.was_fed else replies.BACKEND_TIMEOUT
+            code = child.exited.result()
         except BaseException:
             child.signal(signal.SIGKILL)  # before its input ends: half a message must not look like a whole one
             raise
