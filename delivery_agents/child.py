@@ -117,6 +117,12 @@ class Child:
         self.signal(signal.SIGKILL)
         await asyncio.wait({self.exited}, timeout=GRACE)  # one that runs as somebody else cannot be killed
 
+    def has_ended(self) -> bool:
+        """Whether it has ended by now, also when the event loop has not heard of it yet."""
+        if not self.exited.done():
+            self._look()
+        return self.exited.done()
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the whole group."""
         with suppress(ProcessLookupError, PermissionError):

@@ -16,6 +16,7 @@ from delivery_agents.answers import CLOSING, EACH, Answer, AnswerReader
 from delivery_agents.failures import Failure, Lost, Nonsense, TimedOut
 
 _LOOK = 5.0  # seconds after which a timer looks at the deadline, so that it need not be moved for every answer
+_GLANCE = 0.05  # seconds, at least, between the deadline and the end
 _LAST_WORDS = 2.0  # seconds for QUIT to leave, and for TLS to say good-bye
 _RESET = b"RSET\r\n"
 _QUIT = b"QUIT\r\n"
@@ -25,9 +26,9 @@ class Connection(asyncio.Protocol):
     """One connection. All waiting ends at the deadline that `wait_until` has set."""
 
     __slots__ = (
-        "_answers", "_deadline", "_failure", "_is_closing", "_is_last", "_is_paused", "_loop", "_more", "_owed",
-        "_reader", "_resets", "_timer", "_timer_at", "_transport", "_waiter", "extensions", "is_dirty", "is_used",
-        "on_lost",
+        "_answers", "_deadline", "_failure", "_is_closing", "_is_last", "_is_overdue", "_is_paused", "_loop", "_more",
+        "_owed", "_reader", "_resets", "_timer", "_timer_at", "_transport", "_waiter", "extensions", "is_dirty",
+        "is_used", "on_lost",
     )  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -44,6 +45,7 @@ class Connection(asyncio.Protocol):
         self._failure: Failure | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._deadline = 0.0
+        self._is_overdue = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self.on_lost: Callable[[Connection], None] | None = None
@@ -67,6 +69,7 @@ class Connection(asyncio.Protocol):
     def wait_until(self, deadline: float) -> None:
         """Set the time, by the clock of the event loop, at which waiting ends in TimedOut."""
         self._deadline = deadline
+        self._is_overdue = False
 
     def send(self, data: bytes, answers: int = 0, *, more: int = 0, last: bool = False) -> None:
         """Send octets that so many answers belong to; `last`: of a message, none of them may come earlier.
@@ -251,7 +254,14 @@ class Connection(asyncio.Protocol):
         self._timer = None
         if self._waiter is None:
             return
-        if self._loop.time() + 0.002 < self._deadline:
+        now = self._loop.time()
+        if now + 0.002 < self._deadline:
+            self._arm()
+        elif not self._is_overdue:
+            # A process that was stopped hears of its timers before it hears what came meanwhile; nor could a server
+            # answer that was stopped with it, as on a machine that is moved.
+            self._is_overdue = True
+            self._deadline = now + max(_GLANCE, min(now - self._timer_at, _LOOK))
             self._arm()
         else:
             self.abort(TimedOut("no answer in time"))

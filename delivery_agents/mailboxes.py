@@ -58,17 +58,19 @@ class Layout:
         return self._template.replace("{domain}", directory_name(domain)).replace("{user}", directory_name(user))
 
     def has(self, path: str) -> bool:
-        """Whether there is a mailbox; OSError when nobody can say: closed to us, a bad disk, a link to nowhere."""
+        """Whether there is a mailbox; OSError when nobody can say: closed to us, a bad disk, not mounted."""
         try:
             return stat.S_ISDIR(os.stat(path).st_mode)
         except NotADirectoryError:
             return False
         except FileNotFoundError:
-            # What the link leads to may be mounted later, as the root itself may be.
+            # What the link leads to, or what is in an empty directory, may be mounted later, as the root itself may be.
             while len(path) > len(self.root):
                 if os.path.islink(path) and not os.path.exists(path):
                     raise
                 path = os.path.dirname(path)
+                if _is_empty(path):
+                    raise FileNotFoundError(f"there is nothing in {path}; is it mounted?") from None
             return False
 
     def fullness(self) -> str:
@@ -106,6 +108,14 @@ class Layout:
     def _below(self, levels: list[str]) -> list[str]:
         pattern = os.path.join(glob.escape(self.root), *levels)
         return list(itertools.islice(filter(os.path.isdir, glob.iglob(pattern)), _LOOKED_AT))
+
+
+def _is_empty(directory: str) -> bool:
+    try:
+        with os.scandir(directory) as found:
+            return next(found, None) is None
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _takes_mail(mailbox: str) -> bool:
@@ -151,6 +161,11 @@ class KnownRecipients:
     def __contains__(self, key: tuple[str, str]) -> bool:
         return key in self._keys
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether there is certainly nobody else."""
+        return True
+
     async def refresh(self) -> None:
         """Nothing can have changed."""
 
@@ -163,7 +178,8 @@ class RecipientFile(KnownRecipients):
     """Addresses from a file, one per line; "#" starts a comment. Read again when it has changed.
 
     A file that cannot be used leaves the old addresses in force and is reported through `complain`. One that cannot be
-    read is tried again, one that makes no sense is left alone until it changes.
+    read is tried again, one that makes no sense, or has lost all its addresses, is left alone until it changes. While
+    somebody writes into it the old addresses hold, and of others nobody can say whether they will be there.
     """
 
     def __init__(
@@ -177,12 +193,17 @@ class RecipientFile(KnownRecipients):
         self._looked = 0.0
         self._problem = ""
         self._reading = asyncio.Lock()
+        self._rest = files.Rest(clock)
+        self._is_complete = True
+
+    @property
+    def is_complete(self) -> bool:
+        """Not while somebody writes, or has not begun to."""
+        return self._is_complete and bool(self._keys)
 
     def load(self) -> None:
         """Read the file now; OSError when it cannot be read, ValueError when it makes no sense."""
-        content, stamp = files.read(self._path, max_bytes=MAX_FILE)
-        self._keys = frozenset(self._parse(content.decode("utf-8")))
-        self._stamp = stamp
+        self._keys, self._stamp = self._read()
 
     async def refresh(self) -> None:
         """Look for a change, at most once per CHECK_SECONDS; reading is done in a thread."""
@@ -191,10 +212,11 @@ class RecipientFile(KnownRecipients):
         async with self._reading:
             self._looked = self._clock()
             found = files.stamp(self._path)
-            if found == self._stamp:
+            self._is_complete = found is None or found == self._stamp or self._rest.has_come(found)
+            if found == self._stamp or not self._is_complete:
                 return
             try:
-                await asyncio.to_thread(self.load)
+                await asyncio.to_thread(self._replace)
             except ValueError as exception:
                 self._stamp = found
                 self._complain(exception)
@@ -204,6 +226,19 @@ class RecipientFile(KnownRecipients):
                 self._problem = str(exception)
             else:
                 self._problem = ""
+
+    def _replace(self) -> None:
+        keys, stamp = self._read()
+        if files.stamp(self._path) != stamp:  # somebody has begun to write again
+            self._is_complete = False
+            return
+        if self._keys and not keys:
+            raise ValueError(f"{self._path} holds no address any more")
+        self._keys, self._stamp = keys, stamp
+
+    def _read(self) -> tuple[frozenset[tuple[str, str]], files.Stamp]:
+        content, stamp = files.read(self._path, max_bytes=MAX_FILE)
+        return frozenset(self._parse(content.decode("utf-8"))), stamp
 
     def _parse(self, text: str) -> Iterator[tuple[str, str]]:
         for number, line in enumerate(text.splitlines(), 1):

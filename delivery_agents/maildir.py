@@ -9,6 +9,9 @@ A message for several mailboxes is stored once and linked into each of them. On 
 and, only when there is a single recipient, Delivered-To: with several it would tell each of them about
 the others. A message that was delivered to the same address before is refused, it is looping.
 
+With `recipients = "existing"`, a directory of mailboxes that is missing or has nothing in it says nothing about who is
+there: it may not be mounted, so mail is put off (451).
+
 What comes for `user+detail@domain` goes to `user@domain` unless a mailbox with the whole name is known.
 If one of several mailboxes cannot be written, the message goes into none of them and the client hears
 that it may try again.
@@ -83,7 +86,8 @@ class FileOfRecipients(Options):
     """Recipients that stand in a file."""
 
     file: InputFile
-    """One address per line; lines that begin with "#" do not count. Read again when it changes."""
+    """One address per line; lines that begin with "#" do not count. Read again when it has changed and nobody has
+    written into it for two seconds; until then, and while it is empty, mail to those it does not have is put off."""
 
 
 class MaildirOptions(AgentOptions):
@@ -205,6 +209,8 @@ class Maildir(DeliveryAgent):
         path = self._find(recipient.destination)
         if path is None and not self._layout.is_there:
             raise FileNotFoundError(f"there is no directory {self._layout.root}")
+        if path is None and self._known is not None and not self._known.is_complete:
+            return replies.BACKEND_DOWN
         if path is None:
             return replies.NO_SUCH_USER(address=recipient.address)
         if self._quota is not None and await asyncio.to_thread(self._quota.is_full, path, size, recount=True):

@@ -20,6 +20,7 @@ command = ["/usr/lib/mailman/mail/mailman", "post", "{user}"]
   is 451: other codes, signals, a program that is not there. 65, 67, 68, 69 and 77 refuse. The end of what the
   program writes stands in the log; with `say_output` its last line is what the client hears.
 - Success is success, also when the program has not read everything.
+- Keep the program and `directory` on a local disk: on a filesystem that hangs it cannot start, and everybody waits.
 
 A program that overruns its time is ended with all of its process group: SIGTERM, two seconds later SIGKILL. If it had
 the whole message by then nobody knows what it did with it, and the client sends it again. A program that goes on in
@@ -205,9 +206,11 @@ class Pipe(DeliveryAgent):
                 await child.feed(self._pieces(mail, message))
                 code = await child.wait()
         except TimeoutError:
-            await child.end()
-            self._timed_out(mail, "the program did not end in time", child.output)
-            return replies.OUTCOME_UNKNOWN if child.was_fed else replies.BACKEND_TIMEOUT
+            if not child.has_ended():  # it may have long ago, when we were stopped for a while ourselves
+                await child.end()
+                self._timed_out(mail, "the program did not end in time", child.output)
+                return replies.OUTCOME_UNKNOWN if child.was_fed else replies.BACKEND_TIMEOUT
+            code = child.exited.result()
         except BaseException:
             child.signal(signal.SIGKILL)  # before its input ends: half a message must not look like a whole one
             raise

@@ -3,8 +3,12 @@
 import os
 import secrets
 import stat
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+QUIET = 2.0  # seconds without a change after which a file counts as written to its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +20,23 @@ class Stamp:
     size: int
     mode: int
     """Permission bits; giving or taking them is a change, too."""
+
+
+class Rest:
+    """Tells whether a file that has changed is complete: many write into it where they should replace it."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """`clock` gives seconds; it counts where the time of the change tells nothing, as that of another machine."""
+        self._clock = clock
+        self._seen: Stamp | None = None
+        self._since = 0.0
+
+    def has_come(self, found: Stamp) -> bool:
+        """Whether nobody has written for QUIET seconds into the file that has this stamp now."""
+        now = self._clock()
+        if found != self._seen:
+            self._seen, self._since = found, now
+        return now - self._since >= QUIET or time.time() - found.modified_ns / 1e9 >= QUIET
 
 
 def stamp(path: Path) -> Stamp | None:

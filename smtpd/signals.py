@@ -27,17 +27,21 @@ class EarlySignals:
         self.is_over = False
         """The process ends because it was told to."""
         self._may_exit = True
+        self._was_told = False
 
     def __enter__(self) -> EarlySignals:
         self._before = {number: signal.signal(number, self._take) for number in _ALL}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._may_exit = False
         if self.is_over:
             for number in _ALL:
                 signal.signal(number, _exit if number in ENDING else signal.SIG_IGN)
             atexit.register(_ignore)  # behind that Python takes its handlers away, and needs a moment to end
+            if self._was_told and kind is not None:
+                # What was interrupted may have made an error of it; pydantic does while it builds a model.
+                raise SystemExit(0) from None
             return
         for number, handler in self._before.items():
             signal.signal(number, handler)
@@ -49,7 +53,7 @@ class EarlySignals:
     def _take(self, number: int, _: FrameType | None) -> None:
         self.seen.add(number)
         if self._may_exit and number in ENDING:
-            self.is_over = True
+            self.is_over = self._was_told = True
             raise SystemExit(0)
 
 

@@ -13,6 +13,7 @@ import fcntl
 import os
 import re
 import secrets
+import time
 from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -35,7 +36,7 @@ from smtpd.auth import (
 )
 from smtpd.options import Bytes, InputFile, Seconds
 from smtpd.recent_logins import RecentLogins
-from smtpd.workers import Workers
+from smtpd.workers import Busy, Workers
 
 if TYPE_CHECKING:
     from smtpd.services import Services
@@ -120,6 +121,8 @@ class UserFile(CredentialProvider):
         self._reader = Workers(f"users-{name}", threads=1, waiting=options.waiting)
         self._recent = RecentLogins(options.remember)
         self._loaded: tuple[files.Stamp, Users] | None = None
+        self._before: Users | None = None  # somebody began to write into the file that held these
+        self._rest = files.Rest(time.monotonic)
         self._reported: files.Stamp | None = None
 
     async def start(self) -> None:
@@ -160,6 +163,12 @@ class UserFile(CredentialProvider):
 
     def _check(self, user: str, password: str) -> str | None:
         users = self._current()
+        login = self._find(users, user, password)
+        if login is None and self._before is not None and user in self._before.hashes:
+            raise Busy(f"{self._path} is being written")  # the rest of the line may be about to come
+        return login
+
+    def _find(self, users: Users, user: str, password: str) -> str | None:
         known = users.hashes.get(user)
         if known is None:
             _matches(users.decoy, password)
@@ -175,10 +184,17 @@ class UserFile(CredentialProvider):
         return known is not None and self._recent.token(user, known, password) in self._recent
 
     def _current(self) -> Users:
-        if self._loaded is not None and self._loaded[0] == files.stamp(self._path):
+        found = files.stamp(self._path)
+        if self._before is not None and found is not None and self._rest.has_come(found):
+            self._before = None
+        if self._loaded is not None and self._loaded[0] == found:
             return self._loaded[1]
         content, stamp = files.read(self._path, max_bytes=MAX_FILE)
         users = parse(content, self._cost)
+        if self._loaded is None or self._loaded[0].inode != stamp.inode:
+            self._before = None  # replaced as a whole, as `smtpd user` does it
+        elif self._before is None and not self._rest.has_come(stamp):
+            self._before = self._loaded[1]
         self._loaded = (stamp, users)
         return users
 

@@ -341,6 +341,14 @@ def servers(directory: Path, certificates: Certificates) -> Iterator[Callable[..
             server.stop()
 
 
+def python_behind(command: str, directory: Path) -> str:
+    """A Python that the shell runs after a command of its own."""
+    wrapper = directory / "python"
+    wrapper.write_text(f'#!/bin/sh\n{command} && exec "{sys.executable}" "$@"\n', encoding="utf-8")
+    wrapper.chmod(0o755)
+    return str(wrapper)
+
+
 def write_users(directory: Path) -> None:
     """The users file of the default configuration."""
     users = directory / "users"

@@ -2,16 +2,15 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Server, toml_lines
+from conftest import Server, python_behind, toml_lines
 from dialogue import Client
 
 Serve = Callable[..., Server]
@@ -122,76 +121,11 @@ def reading(directory: Path, tables: Callable[..., Any]) -> Iterator[tuple[Serve
     server.stop()
 
 
-def python_with(limit: str, directory: Path) -> str:
-    """A Python whose descriptors are limited, as arguments of the shell's `ulimit` say."""
-    return python_behind(f"ulimit {limit}", directory)
-
-
-def python_behind(command: str, directory: Path) -> str:
-    """A Python that the shell runs after a command of its own."""
-    wrapper = directory / "python"
-    wrapper.write_text(f'#!/bin/sh\n{command} && exec "{sys.executable}" "$@"\n', encoding="utf-8")
-    wrapper.chmod(0o755)
-    return str(wrapper)
-
-
-def soft_limit(server: Server) -> int:
-    lines = Path(f"/proc/{server.process.pid}/limits").read_text(encoding="utf-8").splitlines()
-    return int(next(line for line in lines if line.startswith("Max open files")).split()[3])
-
-
 def until_it_waits(server: Server) -> None:
     """Until its only thread is inside a call that waits: a signal between two calls does not break the second off."""
     stat = Path(f"/proc/{server.process.pid}/stat")
     while stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "S":
         assert server.process.poll() is None
-
-
-def test_server_takes_the_descriptors_its_connections_can_need(serve: Serve, directory: Path) -> None:
-    server = serve({"smtpd": {"limits": {"connections": 100}}}, python=python_with("-S -n 300", directory))
-    assert soft_limit(server) == 700
-    assert server.events("few-descriptors") == []
-
-
-def test_server_that_cannot_have_enough_descriptors_says_so(serve: Serve, directory: Path) -> None:
-    server = serve({"smtpd": {"limits": {"connections": 100}}}, python=python_with("-n 600", directory))
-    (line,) = server.events("few-descriptors")
-    assert (line["limit"], line["wanted"], soft_limit(server)) == (600, 700, 600)
-
-
-def test_reload_takes_the_descriptors_that_more_connections_can_need(serve: Serve, directory: Path) -> None:
-    server = serve({"smtpd": {"limits": {"connections": 100}}}, python=python_with("-S -n 300", directory))
-    text = server.config.read_text()
-    server.config.write_text(text.replace('"connections" = 100', '"connections" = 200'))
-    server.process.send_signal(signal.SIGHUP)
-    server.wait_for("reloaded")
-    assert soft_limit(server) == 900
-    server.config.write_text(text)
-    server.process.send_signal(signal.SIGHUP)
-    server.wait_for("reloaded", 2)
-    assert soft_limit(server) == 900  # there may be more than 100 connections yet
-
-
-@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-def test_server_without_a_descriptor_left_says_so(serve: Serve, directory: Path, loop: str) -> None:
-    table = {"event_loop": loop, "limits": {"connections_per_ip": 0}}
-    server = serve({"smtpd": table}, python=python_with("-n 64", directory))
-    with ExitStack() as stack:
-        for _ in range(64):
-            stack.enter_context(socket.create_connection(("127.0.0.1", server.port("smtp"))))
-        assert server.wait_for("no-descriptors")["problem"] == "Too many open files"
-
-
-def test_limit_that_is_enough_stays(serve: Serve, directory: Path) -> None:
-    server = serve({"smtpd": {"limits": {"connections": 10}}}, python=python_with("-S -n 800", directory))
-    assert soft_limit(server) == 800
-
-
-def test_connections_without_limit_get_more_descriptors_than_limited_ones(serve: Serve, directory: Path) -> None:
-    server = serve({"smtpd": {"limits": {"connections": 0}}}, python=python_with("-S -n 300", directory))
-    hard = int(Path(f"/proc/{server.process.pid}/limits").read_text().partition("Max open files")[2].split()[1])
-    assert soft_limit(server) == min(hard, 60_500)
-    assert server.events("few-descriptors") == []
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
@@ -253,6 +187,20 @@ try:
         os.kill(os.getpid(), signal.SIGTERM)
 finally:
     os.kill(os.getpid(), {number})
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_process_that_was_told_to_end_does_so_quietly_whatever_was_interrupted() -> None:
+    program = """
+import os, signal
+from smtpd.signals import EarlySignals
+with EarlySignals():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except SystemExit as error:
+        raise ValueError("error building a model") from error
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

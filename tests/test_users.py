@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from log_lines import Lines
 
-from smtpd import replies, users
+from smtpd import files, replies, users
 from smtpd.auth import Authenticator
 from smtpd.config import LogOptions
 from smtpd.log import Log
@@ -165,6 +165,20 @@ async def test_what_is_no_regular_file_is_told_in_a_sentence(provider: Provider)
     for reading in (provider.users.start(), asyncio.to_thread(users.load, provider.path)):
         with pytest.raises(UserFileError, match="is not a regular file"):
             await reading
+
+
+async def test_file_that_somebody_writes_into_makes_no_wrong_password(provider: Provider) -> None:
+    now = [100.0]
+    provider.users._rest._clock = lambda: now[0]
+    whole = provider.path.read_text()
+    for begun in ("", whole[:-20], "bob@example.com:*\n"):
+        provider.path.write_text(begun)
+        assert await provider.answer() is replies.AUTH_BACKEND_DOWN
+        assert await provider.answer("eve@example.com") is replies.AUTH_FAILED
+    now[0] += files.QUIET
+    assert await provider.answer() is replies.AUTH_FAILED
+    provider.path.write_text(whole)
+    assert await provider.answer() == LOGIN
 
 
 async def test_missing_file_keeps_the_server_from_starting(tmp_path: Path) -> None:

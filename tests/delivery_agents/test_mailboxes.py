@@ -88,12 +88,12 @@ async def test_file_of_recipients_is_read_again_when_it_changes(start: Start, tm
     known._clock = lambda: now[0]
     assert await ask(agent, "bob@example.com") is None
     assert await ask(agent, "eve@example.com") == replies.NO_SUCH_USER
-    file.write_text("eve@example.com\n")
+    replace(file, "eve@example.com\n")
     assert await ask(agent, "eve@example.com") == replies.NO_SUCH_USER
     now[0] += 2
     assert await ask(agent, "eve@example.com") is None
     assert await ask(agent, "bob@example.com") == replies.NO_SUCH_USER
-    file.write_text("not an address at all\n")
+    replace(file, "not an address at all\n")
     now[0] += 2
     assert await ask(agent, "eve@example.com") is None
     file.unlink()
@@ -103,6 +103,65 @@ async def test_file_of_recipients_is_read_again_when_it_changes(start: Start, tm
     assert len(events(agent)) == 2
 
 
+async def test_nobody_is_refused_while_the_file_of_recipients_is_written(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "recipients"
+    replace(file, "bob@example.com\neve@example.com\n")
+    agent = await start(recipients={"file": str(file)})
+    known: Any = agent._known
+    now = [100.0]
+    known._clock = known._rest._clock = lambda: now[0]
+    for begun in ("", "bob@example.com\n", "bob@example.com\nann@example.com\neve"):
+        file.write_text(begun)
+        now[0] += 1
+        assert await ask(agent, "bob@example.com") is None
+        assert await ask(agent, "eve@example.com") is None
+        assert await ask(agent, "ann@example.com") == replies.BACKEND_DOWN
+    file.write_text("bob@example.com\nann@example.com\n")
+    for expected in (replies.BACKEND_DOWN, replies.BACKEND_DOWN, None):
+        now[0] += 1
+        assert await ask(agent, "ann@example.com") == expected
+    assert await ask(agent, "eve@example.com") == replies.NO_SUCH_USER
+    assert events(agent) == []
+
+
+async def test_file_of_recipients_whose_time_lies_ahead_is_read_in_the_end(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "recipients"
+    replace(file, "bob@example.com\n")
+    agent = await start(recipients={"file": str(file)})
+    known: Any = agent._known
+    now = [100.0]
+    known._clock = known._rest._clock = lambda: now[0]
+    file.write_text("eve@example.com\n")
+    os.utime(file, (4e9, 4e9))
+    answers = []
+    for _ in range(3):
+        now[0] += 1
+        answers.append(await ask(agent, "eve@example.com"))
+    assert answers == [replies.BACKEND_DOWN, replies.BACKEND_DOWN, None]
+
+
+async def test_file_of_recipients_that_has_lost_them_all_is_not_believed(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "recipients"
+    replace(file, "bob@example.com\n")
+    agent = await start(recipients={"file": str(file)})
+    known: Any = agent._known
+    now = [100.0]
+    known._clock = lambda: now[0]
+    replace(file, "# made by a program that failed\n")
+    for _ in range(3):
+        now[0] += 2
+        assert await ask(agent, "bob@example.com") is None
+        assert await ask(agent, "eve@example.com") == replies.NO_SUCH_USER
+    assert [f"{file} holds no address any more" in event for event in events(agent)] == [True]
+
+
+async def test_file_of_recipients_that_is_empty_from_the_start_refuses_nobody(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "recipients"
+    replace(file, "")
+    agent = await start(recipients={"file": str(file)})
+    assert await ask(agent, "bob@example.com") == replies.BACKEND_DOWN
+
+
 async def test_file_of_recipients_that_could_not_be_read_is_tried_again(start: Start, tmp_path: Path) -> None:
     file = tmp_path / "recipients"
     file.write_text("bob@example.com\n")
@@ -110,7 +169,7 @@ async def test_file_of_recipients_that_could_not_be_read_is_tried_again(start: S
     known: Any = agent._known
     now = [100.0]
     known._clock = lambda: now[0]
-    file.write_text("eve@example.com\n")
+    replace(file, "eve@example.com\n")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
     try:
@@ -126,6 +185,12 @@ async def test_file_of_recipients_that_could_not_be_read_is_tried_again(start: S
 async def test_missing_file_of_recipients_keeps_the_agent_from_starting(start: Start, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         await start(recipients={"file": str(tmp_path / "missing")})
+
+
+def replace(file: Path, text: str) -> None:
+    """Write a file, and let nobody have touched it for a while."""
+    file.write_text(text)
+    os.utime(file, (long_ago := file.stat().st_mtime - 60, long_ago))
 
 
 names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=300)

@@ -73,8 +73,20 @@ async def test_root_that_is_not_mounted_never_means_unknown(start: Start, tmp_pa
     assert "cannot be read" in (await agent.health() or "")
 
 
-@pytest.mark.parametrize("name", ["example.com", "example.com/bob"])
+@pytest.mark.parametrize("empty", ["mail", "mail/example.com"])
+async def test_directory_that_is_not_mounted_never_means_unknown(start: Start, tmp_path: Path, empty: str) -> None:
+    (tmp_path / empty).mkdir(parents=True)
+    agent = await start(recipients="existing")
+    assert await ask(agent, "bob@example.com") is replies.BACKEND_DOWN
+    assert f"there is nothing in {tmp_path / empty}; is it mounted?" in events(agent)[0]
+    (tmp_path / "mail/example.com/bob").mkdir(parents=True)
+    assert await ask(agent, "bob@example.com") is None
+    assert await ask(agent, "eve@example.com") == replies.NO_SUCH_USER
+    assert await ask(agent, "bob@example.org") == replies.NO_SUCH_USER
+
+
 @pytest.mark.parametrize("target", ["/not/mounted/yet", "loop"])
+@pytest.mark.parametrize("name", ["example.com", "example.com/bob"])
 async def test_mailbox_that_cannot_be_looked_at_never_means_unknown(
     start: Start, tmp_path: Path, name: str, target: str
 ) -> None:
