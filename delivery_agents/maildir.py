@@ -185,12 +185,9 @@ class Maildir(DeliveryAgent):
 
     async def deliver(self, mail: Transaction, message: Message) -> Reply | Mapping[Recipient, Reply]:
         """Store the message in all mailboxes or in none."""
-        recipients = mail.recipients
-        looping = _delivered_before(message, recipients)
-        if looping:
-            recipients = [recipient for recipient in recipients if recipient not in looping]
         try:
-            boxes = self._boxes(recipients, mail)
+            looping = _delivered_before(message, mail.recipients)
+            boxes = self._boxes([recipient for recipient in mail.recipients if recipient not in looping], mail)
         except OSError as error:
             return self._reply(error, mail)
         top = trace.return_path(mail)

@@ -90,9 +90,9 @@ class Content:
         return self._file is not None
 
     def chunks(self) -> Iterator[bytes]:
-        """The octets in order; may be called from another thread, and more than once. ValueError once it is closed."""
+        """The octets in order; may be called from another thread, and more than once. OSError once it is closed."""
         if self._is_gone:
-            raise ValueError("the content is gone: it can be read until the filter or the agent has answered")
+            raise OSError("the message was given up, or the filter or agent has answered: its content is gone")
         if self._file is None:
             yield from self._parts
             return

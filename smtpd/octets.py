@@ -21,7 +21,7 @@ class Octets:
         self.size = len(data)
 
     def chunks(self) -> Iterator[bytes]:
-        """The octets in order. ValueError once it is closed."""
+        """The octets in order. OSError once it is closed."""
         data = self._open()
         for start in range(0, len(data), _PIECE):
             yield data[start : start + _PIECE]
@@ -40,5 +40,5 @@ class Octets:
 
     def _open(self) -> bytes:
         if self._data is None:
-            raise ValueError("the content is gone: it can be read until the filter or the agent has answered")
+            raise OSError("the message was given up, or the filter or agent has answered: its content is gone")
         return self._data

@@ -366,7 +366,7 @@ def test_closed_content_is_never_taken_for_an_empty_one(in_memory: int) -> None:
     content = Content(ContentBudget(0), in_memory=in_memory)
     content.write(b"a: b\r\n\r\nbody\r\n")
     content.close()
-    with pytest.raises(ValueError, match="the content is gone"):
+    with pytest.raises(OSError, match="content is gone"):
         b"".join(content.chunks())
-    with pytest.raises(ValueError, match="the content is gone"):
+    with pytest.raises(OSError, match="content is gone"):
         content.head()

@@ -182,7 +182,7 @@ async def test_agent_that_reads_after_it_has_answered_hears_that_it_is_too_late(
         await talk.send("Subject: x\n\nHello\n")
         await talk.say(b"NOOP\r\n")
         over.set()
-        with pytest.raises(ValueError, match="the content is gone"):
+        with pytest.raises(OSError, match="content is gone"):
             await late[0]
 
 
