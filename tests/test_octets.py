@@ -31,7 +31,7 @@ def test_lone_line_ends_are_none_of_a_message(text: bytes) -> None:
 def test_closed_octets_are_never_taken_for_none() -> None:
     made = Octets(b"a\r\n")
     made.close()
-    with pytest.raises(ValueError, match="gone"):
+    with pytest.raises(OSError, match="content is gone"):
         made.head()
 
 
