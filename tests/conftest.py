@@ -350,10 +350,11 @@ def python_behind(command: str, directory: Path) -> str:
 
 
 def write_users(directory: Path) -> None:
-    """The users file of the default configuration."""
+    """The users file of the default configuration; all servers of a directory share it."""
     users = directory / "users"
-    users.touch(mode=0o600)
-    users.write_text(f"{Server.login}:{cheap_hash(Server.password)}\n")
+    if not users.exists():
+        users.touch(mode=0o600)
+        users.write_text(f"{Server.login}:{cheap_hash(Server.password)}\n")
 
 
 @pytest.fixture
