@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import binascii
 import unicodedata
+from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -42,16 +43,16 @@ class Exchange(Protocol):
         """Run something that awaits asyncio things, such as a question to a provider."""
 
 
-class Mechanism:
+class Mechanism(ABC):
     """One SASL mechanism: stateless, so one object serves all connections."""
 
     name: ClassVar[str] = ""
     plaintext: ClassVar[bool] = False
     """The password crosses the wire readably: never without TLS (RFC 4954 §4)."""
 
+    @abstractmethod
     async def authenticate(self, exchange: Exchange, initial: bytes | None, authenticator: Authenticator) -> str:
         """Have the dialog, return the canonical login; `initial` is the decoded initial response."""
-        raise NotImplementedError
 
 
 class Plain(Mechanism):
@@ -192,7 +193,7 @@ class CredentialProvider:
         Both come prepared (`prepare_name`, `prepare_password`). An exception means that the question
         could not be decided, as no answer within CHECK_SECONDS does: the client hears 454, never 535.
         """
-        raise NotImplementedError
+        raise NotImplementedError(type(self).__name__)
 
 
 class Authenticator:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from io import IncrementalNewlineDecoder
 from typing import IO, Literal, Protocol
@@ -145,7 +146,7 @@ class Content:
             view = view[self._file.write(view) :]
 
 
-class Receiver:
+class Receiver(ABC):
     """Stores decoded octets and judges them; `problem` is the first thing that was wrong with them.
 
     After a problem nothing more is stored, but the framing goes on, so the conversation stays in step.
@@ -174,9 +175,9 @@ class Receiver:
         self._line = 0
         self._size = 0
 
+    @abstractmethod
     def feed(self, data: bytes, start: int = 0) -> int:
         """Take octets from `start` on; the index behind the end of content, or -1 when there is more to come."""
-        raise NotImplementedError
 
     def finish(self) -> Reply | None:
         """Close the content: None when all is well, else the reply. A CR held back to the end is a lone one."""

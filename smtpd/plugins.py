@@ -6,6 +6,7 @@ PluginError
 """
 
 import sys
+from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
@@ -61,13 +62,22 @@ def options_class(group: str, name: str) -> type[Options]:
 
 def oddities(group: str, name: str) -> tuple[str, ...]:
     """What looks like a slip in the class behind an entry point; errors as in `find`."""
-    return tuple(_oddities(find(group, name), _BASES[group][0]))
+    found = find(group, name)
+    return (*_left_out(found), *_oddities(found, _BASES[group][0]))
 
 
 def describe(error: BaseException) -> str:
     """What went wrong in words, behind the part of the server that it is about."""
     text = str(error) or type(error).__name__
     return ": ".join([*(note for note in getattr(error, "__notes__", ()) if not text.startswith(note)), text])
+
+
+def _left_out(found: type) -> Iterator[str]:
+    """What a class has to define for itself, unless another method does it in its place."""
+    if issubclass(found, DeliveryAgent) and not found.opens and found.deliver is DeliveryAgent.deliver:
+        yield "deliver is not defined, so all mail will be put off"
+    if issubclass(found, CredentialProvider) and found.check_password is CredentialProvider.check_password:
+        yield "check_password is not defined, so nobody can log in"
 
 
 def _elsewhere(group: str, name: str) -> str:

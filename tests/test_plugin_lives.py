@@ -186,10 +186,8 @@ async def test_agent_that_reads_after_it_has_answered_hears_that_it_is_too_late(
             await late[0]
 
 
-async def test_client_of_a_filter_that_cannot_be_cancelled_does_not_count_for_ever(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    is_asked, may_end = asyncio.Event(), asyncio.Event()
+def deaf(is_asked: asyncio.Event, may_end: asyncio.Event) -> type[Filter]:
+    """A filter that goes on until it may end, cancelled or not."""
 
     class Deaf(Filter):
         async def on_message(self, mail: Transaction, message: Message) -> Verdict:
@@ -199,10 +197,24 @@ async def test_client_of_a_filter_that_cannot_be_cancelled_does_not_count_for_ev
                     await may_end.wait()
             return PASS
 
+    return Deaf
+
+
+def complaints_heard(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the event loop's handler is told from now on; nobody's patience lasts long."""
     monkeypatch.setattr("smtpd.waiting.DEAF_SECONDS", 0.01)
     complaints: list[str] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
-    async with asyncio.timeout(10), MemoryServer(filters={"deaf": Deaf}) as server:
+    return complaints
+
+
+async def test_client_of_a_filter_that_cannot_be_cancelled_does_not_count_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    is_asked, may_end = asyncio.Event(), asyncio.Event()
+
+    filter_class, complaints = deaf(is_asked, may_end), complaints_heard(monkeypatch)
+    async with asyncio.timeout(10), MemoryServer(filters={"deaf": filter_class}) as server:
         talk = await server.connect()
         sending = asyncio.create_task(talk.send("Hello\n"))
         await is_asked.wait()
@@ -217,19 +229,10 @@ async def test_client_of_a_filter_that_cannot_be_cancelled_does_not_count_for_ev
 async def test_client_of_a_filter_that_cannot_be_cancelled_hears_451(monkeypatch: pytest.MonkeyPatch) -> None:
     may_end = asyncio.Event()
 
-    class Deaf(Filter):
-        async def on_message(self, mail: Transaction, message: Message) -> Verdict:
-            while not may_end.is_set():
-                with suppress(asyncio.CancelledError):
-                    await may_end.wait()
-            return PASS
-
-    monkeypatch.setattr("smtpd.waiting.DEAF_SECONDS", 0.01)
-    complaints: list[str] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
+    filter_class, complaints = deaf(asyncio.Event(), may_end), complaints_heard(monkeypatch)
     async with (
         asyncio.timeout(10),
-        MemoryServer(filters={"deaf": Deaf}, tables={"timeouts": {"filters": 0.01}}) as server,
+        MemoryServer(filters={"deaf": filter_class}, tables={"timeouts": {"filters": 0.01}}) as server,
     ):
         talk = await server.connect()
         assert (await talk.send("Hello\n"))[-1].startswith("451 4.3.0 The message could not be checked in time")

@@ -55,6 +55,13 @@ def test_broken_plug_ins_say_why(name: str, reason: str) -> None:
         plugins.find(plugins.AGENTS, name)
 
 
+@pytest.mark.usefixtures("install")
+def test_what_a_plug_in_has_left_out_is_told() -> None:
+    assert plugins.oddities(plugins.AGENTS, "t_agent") == ("deliver is not defined, so all mail will be put off",)
+    assert plugins.oddities(plugins.AGENTS, "discard") == plugins.oddities(plugins.AGENTS, "lmtp") == ()
+    assert plugins.oddities(plugins.PROVIDERS, "file") == ()
+
+
 def test_unknown_plug_ins_are_told_apart_from_broken_ones() -> None:
     with pytest.raises(plugins.UnknownPlugin, match="t_nothing"):
         plugins.find(plugins.AGENTS, "t_nothing")
@@ -92,3 +99,13 @@ def test_provider_of_logins_has_to_be_one(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(plugins.BrokenPlugin, match="no subclass of CredentialProvider"):
         plugins.find(plugins.PROVIDERS, "t_login")
+
+
+def test_provider_that_cannot_check_a_password_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metadata = tmp_path / "idle-1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: idle\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text(f"[{plugins.PROVIDERS}]\nt_idle = found_idle:Users\n")
+    (tmp_path / "found_idle.py").write_text("from smtpd.auth import CredentialProvider as P\nclass Users(P): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert plugins.oddities(plugins.PROVIDERS, "t_idle") == ("check_password is not defined, so nobody can log in",)
