@@ -56,7 +56,7 @@ class Account:
         fields = self._who(mail)
         if recipient is not None:
             fields["recipient"] = recipient
-        self._tell_spool(reply, fields)
+        self._tell_spool(reply, mail)
         judged = _judged(reply, self._session, mail)
         self._service.log.info("refused", **fields, at=verb, reply=str(reply), reason=reply.key, **judged)
 
@@ -79,7 +79,7 @@ class Account:
         """All there can be to count and to say of a message."""
         self._count(mail, outcome, size)
         reply, each = outcome.reply, outcome.each
-        self._tell_spool(reply, self._who(mail))
+        self._tell_spool(reply, mail)
         common, more = self._accepted_line, _judged(reply, self._session, mail)
         if reply is not replies.ACCEPTED:
             common, more = self._client_line, {"reply": str(reply), "reason": reply.key, **more}
@@ -88,10 +88,10 @@ class Account:
         names = [recipient.address.text for recipient in mail.recipients]
         self._service.log.message(common, mail.id, mail.sender.text, names, size, seconds, more)
 
-    def _tell_spool(self, reply: Reply, who: dict[str, Any]) -> None:
+    def _tell_spool(self, reply: Reply, mail: Transaction | None) -> None:
         """Content did not fit into memory, and not onto the disk either."""
         if "spool" in reply.values:
-            self._service.log.error("content-not-spooled", **who, problem=reply.values["spool"])
+            self._service.log.error("content-not-spooled", **self._who(mail), problem=reply.values["spool"])
 
     def _count(self, mail: Transaction, outcome: Outcome, size: int) -> None:
         reply, each, meters = outcome.reply, outcome.each or {}, self._service.meters
