@@ -69,9 +69,13 @@ class Layout:
                 if os.path.islink(path) and not os.path.exists(path):
                     raise
                 path = os.path.dirname(path)
-                if _is_empty(path):
-                    raise FileNotFoundError(f"there is nothing in {path}; is it mounted?") from None
+                if problem := _emptiness(path):
+                    raise FileNotFoundError(problem) from None
             return False
+
+    def emptiness(self) -> str:
+        """Why nobody can say who has a mailbox, although the root is there, or ""."""
+        return _emptiness(self.root)
 
     def fullness(self) -> str:
         """Why the filesystem of the root takes nothing more, or ""; a mailbox may well be on another one."""
@@ -110,12 +114,12 @@ class Layout:
         return list(itertools.islice(filter(os.path.isdir, glob.iglob(pattern)), _LOOKED_AT))
 
 
-def _is_empty(directory: str) -> bool:
+def _emptiness(directory: str) -> str:
     try:
         with os.scandir(directory) as found:
-            return next(found, None) is None
+            return "" if next(found, None) else f"there is nothing in {directory}; is it mounted?"
     except (FileNotFoundError, NotADirectoryError):
-        return False
+        return ""
 
 
 def _takes_mail(mailbox: str) -> bool:
