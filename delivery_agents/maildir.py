@@ -10,9 +10,9 @@ and, only when there is a single recipient, Delivered-To: with several it would 
 the others. A message that was delivered to the same address before is refused, it is looping.
 
 With `recipients = "existing"` a mailbox is a directory that is there, even an empty one: the first is made by
-`mkdir -p /var/mail/example.com/alice`, with the server's user as its owner. A directory above mailboxes that has nothing
-in it may not be mounted, so mail for those below it is put off (451). The one above all may not be missing either; when
-that is so, or it is empty, `/readyz` and `smtpd doctor` say so.
+`mkdir -p /var/mail/example.com/alice`, with the server's user as its owner. A directory above mailboxes that has
+nothing in it may not be mounted, so mail for those below it is put off (451). The one above all may not be missing
+either; when that is so, or it is empty, `/readyz` and `smtpd doctor` say so.
 
 What comes for `user+detail@domain` goes to `user@domain` unless a mailbox with the whole name is known.
 If one of several mailboxes cannot be written, the message goes into none of them and the client hears
@@ -168,7 +168,7 @@ class Maildir(DeliveryAgent):
         await self._committer.stop()
 
     async def health(self) -> str | None:
-        """Whether the committer works and the root can hold mail; where mailboxes have to exist, an empty one cannot."""
+        """Whether the committer works and the root can hold mail; not an empty one where mailboxes have to exist."""
         if not self._committer.is_running:
             return f"agent {self.name} is not running"
         if not os.access(self._layout.root, os.R_OK | os.X_OK):
