@@ -103,7 +103,7 @@ class Server:
     @property
     def addresses(self) -> dict[str, list[str]]:
         """Where each listener really listens: "127.0.0.1:2525" and so on."""
-        return {name: [describe(opened) for opened in opened] for name, opened in self._sockets.items()}
+        return {name: [describe(each) for each in opened] for name, opened in self._sockets.items()}
 
     def port(self, listener: str) -> int:
         """The TCP port of a listener's first address, also where the configuration says 0; 0 for a unix socket."""
