@@ -86,7 +86,7 @@ class Conversation(Answering):
         service = self.service
         line = await self.channel.line(service.config.timeouts.command, self.in_flight is None)
         if self.unread:
-            self._note_reading()
+            self._note_what_was_read()
         self.verb = ""
         if not (self.session.esmtp and service.switches.pipelining) and self.channel.pending:
             self.session.early = True  # RFC 2920 §3.1: nobody allowed it to go on
@@ -98,11 +98,11 @@ class Conversation(Answering):
         self.verb = verb
         if service.gated and (reply := service.gate(verb, self.session)):
             raise Refused(reply)
-        self.clock = perf_counter()
+        self.began = perf_counter()
         try:
             await method(self, argument)
         finally:
-            service.meters.commands[verb](perf_counter() - self.clock)
+            service.meters.commands[verb](perf_counter() - self.began)
 
     async def lhlo(self, argument: bytes) -> None:
         """RFC 2033 §4.1: what LMTP has in the place of EHLO."""
@@ -312,15 +312,15 @@ class Conversation(Answering):
 
     async def _message(self, in_flight: InFlight, receiver: Receiver) -> None:
         """RFC 5321 §6.1: 250 only after an agent has made the message safe."""
-        self.clock = perf_counter()
+        self.began = perf_counter()
         mail, content = in_flight.mail, receiver.content
         reply = receiver.finish()
         size = receiver.octets if receiver.problem is not None else content.size
         handover = Handover(self, in_flight, Message(content))
         outcome = await handover.run() if reply is None else Outcome(reply)
-        self.account.message(mail, outcome, size=size, seconds=perf_counter() - self.clock)
+        self.account.message(mail, outcome, size=size, seconds=perf_counter() - self.began)
         self._answer(in_flight, outcome)
-        self._await_reading(handover.unread(outcome))
+        self._keep_until_read(handover.unread(outcome))
         if receiver.found_bare_line_end:  # what follows may be smuggled: nothing of it is read as a command
             self.is_over = True
             await self.channel.drain(receiver, DRAIN_SECONDS)
