@@ -51,7 +51,7 @@ from smtpd import replies, trace
 from smtpd.addresses import Address, AddressError, parse_address
 from smtpd.delivery import DeliveryAgent
 from smtpd.model import Message, Recipient, Transaction
-from smtpd.options import AgentOptions, Bytes, InputFile, Options
+from smtpd.options import AgentOptions, Bytes, InputFile, Options, as_tuple
 from smtpd.plugins import BrokenPlugin
 from smtpd.replies import Reply
 from smtpd.services import Services
@@ -80,10 +80,6 @@ def _check_recipients(value: object) -> object:
     return value
 
 
-def _sequence(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
 class FileOfRecipients(Options):
     """Recipients that stand in a file."""
 
@@ -99,7 +95,7 @@ class MaildirOptions(AgentOptions):
     """Directory of a mailbox with the placeholders {domain} and {user}; without any, "/{domain}/{user}" is added."""
     recipients: Annotated[
         Literal["existing", "any"] | tuple[str, ...] | FileOfRecipients,
-        BeforeValidator(_sequence),
+        BeforeValidator(as_tuple),
         AfterValidator(_check_recipients),
     ] = "existing"
     """Who gets mail: "existing" mailboxes only, "any" local part, a list of addresses, or { file = "PATH" };
