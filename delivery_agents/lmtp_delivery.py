@@ -22,7 +22,7 @@ from delivery_agents.failures import Failure, Lost, Nonsense, TimedOut
 from delivery_agents.framing import dot_stuffed, in_blocks, in_one_chunk
 from delivery_agents.pool import Pool
 from smtpd import replies
-from smtpd.delivery import Delivery, DeliveryAgent, Outcome
+from smtpd.delivery import AgentAnswer, Delivery, DeliveryAgent
 from smtpd.model import Message, Recipient, Transaction
 from smtpd.replies import Refused, Reply
 
@@ -112,7 +112,7 @@ class LmtpDelivery(Delivery):
         self._account.answered("rcpt", answer)
         return None if answer.is_positive else as_reply(answer)
 
-    async def deliver(self, message: Message) -> Outcome:
+    async def deliver(self, message: Message) -> AgentAnswer:
         """Hand the message over for exactly the recipients that are left."""
         paths = {recipient: self._terms.path(self.mail, recipient) for recipient in self.mail.recipients}
         parcel = Parcel(self._terms.header(self.mail), message)
