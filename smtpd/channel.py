@@ -39,8 +39,8 @@ class Channel:
     """
 
     __slots__ = (
-        "_blocked", "_coroutine", "_data", "_deadline", "_draining", "_finishing", "_idle", "_is_due", "_loop",
-        "_lost", "_out", "_paused", "_position", "_read", "_task", "_timer", "_timer_at", "_transport", "_turn",
+        "_blocked", "_coroutine", "_data", "_deadline", "_draining", "_finishing", "_flushes_read", "_idle", "_is_due",
+        "_loop", "_lost", "_out", "_paused", "_position", "_task", "_timer", "_timer_at", "_transport", "_turn",
         "_waiting", "burst", "ended", "flushes", "on_finished", "on_vanished",
     )  # fmt: skip
 
@@ -63,7 +63,7 @@ class Channel:
         """Whether the client can say nothing more, nor that it has read what we say."""
         self._lost = False
         self._draining = False
-        self._read = 0
+        self._flushes_read = 0
         self.burst = _BURST
         """Octets of replies from which on others have their turn; 0: once right behind the next one, with no flush."""
         self.flushes = 0
@@ -97,7 +97,7 @@ class Channel:
 
     def was_read(self, flushes: int) -> bool:
         """Whether octets came after what was said when `flushes` stood there had been sent."""
-        return self._read > flushes
+        return self._flushes_read > flushes
 
     @coroutine
     def line(self, timeout: float, idle: bool = False, limit: int = 0) -> Generator[object, None, bytes]:
@@ -260,7 +260,7 @@ class Channel:
 
     def feed(self, data: bytes) -> None:
         """Octets came."""
-        self._read = self.flushes
+        self._flushes_read = self.flushes
         self._data = self._data[self._position :] + data if self._position < len(self._data) else data
         self._position = 0
         if self._waiting and not self._blocked:

@@ -236,6 +236,7 @@ class Conversation(Answering):
             self._say(replies.RECIPIENT_OK)
 
     async def _judge_recipient(self, in_flight: InFlight, recipient: Recipient) -> Reply | None:
+        """Take the recipient, or say why not; who is asked in which order is the third part of docs/flow.md."""
         mail, service, policy = in_flight.mail, self.service, self.service.policy
         if mail.smtputf8 and not service.agents[recipient.agent].carries_utf8:
             return replies.CANNOT_CARRY_UTF8(address=recipient.address)
