@@ -148,7 +148,7 @@ class Generation:
 
     def _parts(self) -> Sequence[tuple[str, Part]]:
         parts: list[tuple[str, Part]] = [(f"agent {name}", agent) for name, agent in self.agents.items()]
-        parts += [(f"filter {name}", check) for name, check in self.filters.items()]
+        parts += [(f"filter {name}", filter) for name, filter in self.filters.items()]
         if self.authenticator is not None:
             parts += [(f"auth {provider.name}", provider) for provider in self.authenticator.providers]
         return parts
@@ -212,9 +212,9 @@ def _filters(
             options = config.filters.get(name) or _default_options(maker, FilterOptions, name)
             if options.mode == "off":
                 continue
-            check = (maker or plugins.find(plugins.FILTERS, options.type or name))(name, options, services)
-            made[name] = _whole(check, Filter)
-            rules.append((check, Rule.from_options(name, options)))
+            filter = (maker or plugins.find(plugins.FILTERS, options.type or name))(name, options, services)
+            made[name] = _whole(filter, Filter)
+            rules.append((filter, Rule.from_options(name, options)))
     return made, rules
 
 
@@ -265,4 +265,4 @@ def _greet_delay(rules: Sequence[tuple[Filter, Rule]], name: str, listener: List
     """Where everybody has to log in, a banner that waits only annoys."""
     if listener.switches().auth == "required":
         return 0.0
-    return max((check.greet_delay for check, rule in rules if rule.holds_on(name)), default=0.0)
+    return max((filter.greet_delay for filter, rule in rules if rule.holds_on(name)), default=0.0)
