@@ -166,9 +166,8 @@ def parse_rcpt(argument: bytes, smtputf8: bool = False, strict: bool = False) ->
         raise Refused(replies.BAD_RECIPIENT_SYNTAX(problem=error.problem)) from None
     if recipient.is_null:
         raise Refused(_NO_MAILBOX)
-    if rest:
-        for name in _parameters(rest, _RCPT_SYNTAX):
-            raise Refused(replies.UNKNOWN_PARAMETER(parameter=name))
+    if rest and (unknown := _parameters(rest, _RCPT_SYNTAX)):
+        raise Refused(replies.UNKNOWN_PARAMETER(parameter=next(iter(unknown))))
     if not smtputf8 and not recipient.is_ascii:
         raise Refused(replies.NON_ASCII_RECIPIENT)  # RFC 6531 §3.5
     return RcptCommand(recipient)
