@@ -30,6 +30,7 @@ from smtpd.service import Service, make_service
 from smtpd.services import Services
 from smtpd.store import Store
 
+START_SECONDS = 60.0  # for everything in a configuration that is reloaded: the next reload waits for it
 STOP_SECONDS = 30.0  # for all together, some may have to finish something; systemd waits 90 for the whole server
 HEALTH_SECONDS = 4.0  # for all together, too; the exporter waits 5, and then cannot say who it was
 _DEAF_SECONDS = 1.0  # more for those that go on although their time is up
@@ -112,6 +113,16 @@ class Generation:
                 self._started.append((name, part))
         except BaseException:
             await self.stop()
+            raise
+
+    async def start_in_time(self) -> None:
+        """As `start`, but TimeoutError after START_SECONDS."""
+        try:
+            async with asyncio.timeout(START_SECONDS) as limit:
+                await self.start()
+        except TimeoutError:
+            if limit.expired():
+                raise TimeoutError(f"not everything in it had started after {START_SECONDS:g} s") from None
             raise
 
     async def stop(self) -> None:
