@@ -11,6 +11,7 @@ from typing import Literal
 from smtpd.dns import Answer, Resolver, Type
 
 MAX_HOSTS = 10  # of MX records that are looked up; RFC 7208 §4.6.4 takes as many of them
+HEAD_START = 1.0  # seconds in which only the best host is asked about; our own choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +59,15 @@ async def _find(domain: str, resolver: Resolver) -> MailRoute:
 
 
 async def _first_address(hosts: Sequence[str], resolver: Resolver, none: MailRoute) -> MailRoute:
-    """Ask for one address; only when the best host has none, for all that are left at once."""
-    first = await resolver.resolve(hosts[0], "A")
+    """Ask for one address of the best host; only when that is not there soon, for all that are left at once."""
+    first = await resolver.resolve(hosts[0], "A", HEAD_START)
     if first.found:
         return _FOUND
     kinds: tuple[Type, ...] = ("A", "AAAA")
-    left = [(host, kind) for host in hosts[:MAX_HOSTS] for kind in kinds][1:]
-    if first.status == "nxdomain":
-        left = left[1:]
-    answers = [first, *await _until_found(left, resolver)]
-    if answers[-1].found or len(hosts) > MAX_HOSTS:  # hosts that nobody asked about may have addresses
+    questions = [(host, kind) for host in hosts[:MAX_HOSTS] for kind in kinds]
+    left = questions if first.failed else questions[2 if first.status == "nxdomain" else 1 :]
+    answers = await _until_found(left, resolver)
+    if any(answer.found for answer in answers) or len(hosts) > MAX_HOSTS:  # others, not asked about, may have addresses
         return _FOUND
     failed = next((answer for answer in answers if answer.failed), None)
     return none if failed is None else MailRoute("temperror", failed.reason)

@@ -19,21 +19,25 @@ The domain in MAIL FROM is looked at when MAIL is said, whoever sends, and a ref
 There is no host to send mail to when the domain does not exist, when it has no MX and no address record, or when none
 of the hosts in its MX records has an address (RFC 5321 §5.1). One host with an address is enough, and the search ends
 there. No more than 10 hosts are looked up: when there are others, the domain passes. So does one whose MX record holds
-an IP address instead of a name. Where addresses lead is not looked at: behind a firewall they differ from those outside.
+an IP address instead of a name. Where an address leads is not looked at: it may be another one behind a firewall.
 
 This is what Exim (`verify = sender`), Sendmail and Haraka refuse for good, and Postfix (`reject_unknown_sender_domain`)
-with 450, so a sender who is refused here has the same trouble elsewhere. There are newsletters whose domain for bounces
-has nothing but SPF: see with `mode = "observe"` or `unresolvable = "tag"` what you would miss. A nameserver that hides
-domains (against advertisements, say) must not be asked: what it hides does not exist for this filter.
+with 450, so a sender who is refused here has the same trouble elsewhere. Before it is in force, see with
+`mode = "observe"` or `unresolvable = "tag"` what you would miss:
+
+- Machines and cron jobs of your own send as `root@host.lan`. They belong in `trusted_networks`, or their names into the
+  DNS that we ask.
+- Some newsletters have a domain for bounces with nothing but SPF.
+- A nameserver that hides domains, against advertisements, say, must not be asked: what it hides does not exist here.
 
 Users who logged in are checked, too. A mistake in the settings of their program is best told at once, and a server for
-submission must not let domains through that are not qualified (RFC 6409 §4.2). So their recipients in other
-domains than ours hear 554 5.1.2 when `unqualified` refuses, and get the label `recipient-unqualified` else. Clients in
-`trusted_networks` are not even looked at, unless you take "trusted" out of `unless`; what `trusted_forwarders` knows is
-not refused.
+submission must not let domains through that are not qualified (RFC 6409 §4.2). So their recipients outside of our
+domains hear 554 5.1.2 where `unqualified` is "reject", and get the label `recipient-unqualified` where it is "tag".
+Clients in `trusted_networks` are not even looked at, unless you take "trusted" out of `unless`; whom
+`trusted_forwarders` knows, nobody refuses.
 
-A broken DNS refuses nobody for good: the message is labelled, or hears 451. The client waits for the answer at RCPT, for
-`lookup_time` at most, or not at all when no option refuses.
+A broken DNS refuses nobody for good: the message is labelled, or hears 451. The client waits for the answer at RCPT,
+`lookup_time` at most, and no longer than its data takes when no option refuses.
 """
 
 from __future__ import annotations
