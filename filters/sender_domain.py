@@ -36,8 +36,8 @@ domains hear 554 5.1.2 where `unqualified` is "reject", and get the label `recip
 Clients in `trusted_networks` are not even looked at, unless you take "trusted" out of `unless`; whom
 `trusted_forwarders` knows, nobody refuses.
 
-A broken DNS refuses nobody for good: the message is labelled, or hears 451. The client waits for the answer at RCPT,
-`lookup_time` at most, and no longer than its data takes when no option refuses.
+A broken DNS refuses nobody for good: the message is labelled, or hears 451. The lookups start at MAIL, and the client
+waits for them at RCPT, or at the end of its data when no option refuses: `lookup_time` at most.
 """
 
 from __future__ import annotations

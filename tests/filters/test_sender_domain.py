@@ -122,7 +122,9 @@ async def test_each_finding_has_its_switch(option: str, sender: str, refusal: st
 
 
 async def test_literals_pass_and_a_broken_dns_refuses_nobody() -> None:
-    assert (await House().send("[ipv6:2001:db8::1]")).startswith("250 ")
+    literal = House()
+    assert (await literal.send("[ipv6:2001:db8::1]")).startswith("250 ")
+    assert (literal.labels, literal.count("literal")) == (set(), 1)
     house = House()
     assert (await house.send("down.example")).startswith("250 ")
     assert (house.labels, house.count("temperror")) == ({"sender-temperror"}, 1)
@@ -165,13 +167,13 @@ async def test_users_who_logged_in_hear_of_it_too_unless_the_operator_does_not_w
         assert house.labels == set()
 
 
-@pytest.mark.parametrize(("domain", "option"), [("printer", "unqualified"), ("[192.0.2.1]", "literal")])
+@pytest.mark.parametrize(("domain", "option"), [("printer", "unqualified"), ("[ipv6:::1]", "literal")])
 async def test_recipients_of_users_need_a_complete_domain(domain: str, option: str) -> None:
     # RFC 6409 §4.2
     house = House()
     answer = await house.send(to=f"ann@{domain}", login="bob")
     assert answer.startswith(RECIPIENT if option == "unqualified" else "250 ")
-    assert house.asked == ([] if option == "unqualified" else ["ann@[192.0.2.1]"])
+    assert house.asked == ([] if option == "unqualified" else ["ann@[ipv6:::1]"])
     if option == "unqualified":
         for action, labels in (("tag", {"recipient-unqualified"}), ("pass", set())):
             house = House(unqualified=action)
