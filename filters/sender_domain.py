@@ -33,8 +33,8 @@ with 450, so a sender who is refused here has the same trouble elsewhere. Before
 Users who logged in are checked, too. A mistake in the settings of their program is best told at once, and a server for
 submission must not let domains through that are not qualified (RFC 6409 §4.2). So their recipients outside of our
 domains hear 554 5.1.2 where `unqualified` is "reject", and get the label `recipient-unqualified` where it is "tag".
-Clients in `trusted_networks` are not even looked at, unless you take "trusted" out of `unless`; whom
-`trusted_forwarders` knows, nobody refuses.
+Clients in `trusted_networks` are not even looked at, unless you take "trusted" out of `unless`. Whom
+`trusted_forwarders` knows is not refused either; whose name cannot be looked up now hears 451 4.7.1.
 
 A broken DNS refuses nobody for good: the message is labelled, or hears 451. The lookups start at MAIL, and the client
 waits for them at RCPT, or at the end of its data when no option refuses: `lookup_time` at most.
@@ -51,6 +51,7 @@ from pydantic import Field
 from filters.mail_routes import find_route
 from smtpd import replies
 from smtpd.addresses import Address
+from smtpd.findings import IprevResult
 from smtpd.metrics import Counter
 from smtpd.model import Recipient, Session, Transaction
 from smtpd.options import FilterOptions, Seconds, StageName, Strings
@@ -105,6 +106,7 @@ class SenderDomain(Filter):
 
     name = "sender_domain"
     Options = SenderDomainOptions
+    uses = (IprevResult,)
     labels: ClassVar[frozenset[str]] = _RECIPIENT_LABEL | {
         "sender-unqualified", "sender-literal", "sender-null-mx", "sender-unresolvable", "sender-temperror"
     }  # fmt: skip
@@ -143,7 +145,9 @@ class SenderDomain(Filter):
             return PASS
         if answer.action == "tag":
             return Verdict(labels=answer.label)
-        return Verdict(answer.reply(address=sender, domain=sender.domain, reason=reason), labels=answer.label)
+        is_open = answer.action == "reject" and self._may_be_forwarded(mail)
+        reply = replies.SENDER_LATER if is_open else answer.reply
+        return Verdict(reply(address=sender, domain=sender.domain, reason=reason), labels=answer.label)
 
     async def on_rcpt(self, mail: Transaction, recipient: Recipient) -> Verdict:
         """Look at where users who logged in send to."""
@@ -160,6 +164,10 @@ class SenderDomain(Filter):
         return (session.authenticated and "authenticated" in self._excuses) or (
             session.trusted and "trusted" in self._excuses
         )
+
+    def _may_be_forwarded(self, mail: Transaction) -> bool:
+        iprev = mail.facts.get(IprevResult) if "trusted-forwarder" in self._excuses else None
+        return iprev is not None and iprev.may_forward
 
     async def _look_at(self, sender: Address, mail: Transaction) -> tuple[str, str]:
         """A result, and why."""

@@ -246,6 +246,10 @@ SENDER_NULL_MX = Reply(
 SENDER_TEMPERROR = Reply(
     "sender-temperror", 451, "4.4.3", "The domain {domain} cannot be looked up now, please try again later"
 )
+SENDER_LATER = Reply(
+    "sender-later", 451, "4.7.1",
+    "Nobody could answer {address}, and who you are cannot be found out now, please try again later",
+)  # fmt: skip
 
 # SPF: RFC 7208 §8, with the codes of RFC 7372 §3.2; a lookup that failed has that of RFC 3463 §3.5
 SPF_FAIL = Reply("spf-fail", 550, "5.7.23", "SPF says {ip} may not send for {domain}")

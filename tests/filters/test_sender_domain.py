@@ -1,5 +1,6 @@
 """Whose sender is refused because nobody could answer it; the whole server, once on sockets and with a nameserver."""
 
+import asyncio
 import smtplib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from resolvers import Broken, Counting
 from filters.sender_domain import SenderDomain
 from filters.trusted_forwarders import TrustedForwarders
 from smtpd.delivery import DeliveryAgent
-from smtpd.dns import Resolver
+from smtpd.dns import Answer, Resolver, Type, tempfail
 from smtpd.memory import MemoryServer
 from smtpd.model import Message, Recipient, Transaction
 from smtpd.replies import ACCEPTED, Reply
@@ -33,6 +34,7 @@ LITERAL = "550 5.1.8 The sender joe@[192.0.2.1] needs a domain that is no IP add
 NULL = "550 5.7.27 No mail can be sent back to null.example: its MX record says that it takes none [sender_domain "
 GONE = "550 5.1.8 No mail can be sent back to gone.example: there is no such domain [sender_domain "
 DOWN = "451 4.4.3 The domain down.example cannot be looked up now, please try again later [sender_domain "
+LATER = "451 4.7.1 Nobody could answer joe@gone.example, and who you are cannot be found out now, please try again "
 RECIPIENT = "554 5.1.2 The recipient ann@printer needs a complete domain, such as joe@host.example.org [sender_domain "
 
 
@@ -201,6 +203,39 @@ async def test_trusted_networks_and_forwarders_are_spared() -> None:
     spared = House(filters={"trusted_forwarders": (TrustedForwarders, {"entries": [entry]})})
     assert (await spared.send("gone.example")).startswith("250 ")
     assert spared.labels == {"trusted-forwarder", "sender-unresolvable"}
+
+
+@pytest.mark.parametrize(("mode", "answer"), [("enforce", LATER), ("observe", GONE)])
+async def test_who_may_be_a_forwarder_is_not_refused_for_good(mode: str, answer: str) -> None:
+    pointer = "1.2.0.192.in-addr.arpa"
+    entry = {"name": "uni", "reverse_names": ["*.uni.test"]}
+    filters = {"trusted_forwarders": (TrustedForwarders, {"entries": [entry], "mode": mode})}
+    down = Zone({**ZONE, pointer: {"tempfail": True}})
+    assert (await House(down, filters=filters).send("gone.example")).startswith(answer)
+    assert (await House(down, filters=filters, unless=["trusted"]).send("gone.example")).startswith(GONE)
+    deferring = House(down, filters=filters, on_tempfail="defer")
+    assert (await deferring.send("down.example")).startswith(DOWN)
+    known = Zone({**ZONE, pointer: {"PTR": ["mx.good.example"]}})
+    assert (await House(known, filters=filters).send("gone.example")).startswith(GONE)
+
+
+async def test_who_a_client_is_may_take_longer_to_find_out_than_that_its_sender_has_no_way_back() -> None:
+    class Late(Zone):
+        found = asyncio.Event()
+
+        async def resolve(self, name: str, kind: Type, timeout: float | None = None) -> Answer:
+            if kind == "PTR":
+                await self.found.wait()
+                return tempfail("servfail")
+            return self.ask(name, kind)
+
+    entry = {"name": "uni", "reverse_names": ["*.uni.test"]}
+    filters = {"trusted_forwarders": (TrustedForwarders, {"entries": [entry]})}
+    async with House(Late(ZONE, cached=False), filters=filters).server as server:
+        talk = await server.connect()
+        assert (await talk.say(b"MAIL FROM:<joe@gone.example>\r\n")).startswith(b"250 ")
+        Late.found.set()
+        assert (await talk.say(b"RCPT TO:<alice@example.test>\r\n")).decode().startswith(LATER)
 
 
 async def test_postmaster_is_reached_by_everybody() -> None:
