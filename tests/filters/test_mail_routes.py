@@ -146,6 +146,18 @@ async def test_nobody_waits_for_hosts_that_do_not_matter() -> None:
     assert resolver.waiting == 0
 
 
+async def test_who_stops_waiting_leaves_nothing_behind() -> None:
+    resolver = OneAnswers()
+    resolver.put("c.b.test")  # now no host answers
+    looking = asyncio.create_task(route(resolver))
+    while resolver.waiting < 4:  # noqa: ASYNC110 - a turn of the loop, no more
+        await asyncio.sleep(0)
+    looking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await looking
+    assert resolver.waiting == 0
+
+
 async def test_best_host_may_be_slow() -> None:
     class Slowly(Zone):
         async def resolve(self, name: str, kind: Type, timeout: float | None = None) -> Answer:
