@@ -1,8 +1,8 @@
 """A file that somebody else writes and that is read again when it has changed, without anybody waiting for it.
 
-One that cannot be used leaves the old content in force and is reported. One that cannot be read is tried again, one that
-makes no sense, or has lost everything, is left alone until it changes. While somebody writes into it the old content
-holds, and of what is not in it nobody can say whether it will be.
+One that cannot be used leaves the old content in force and is reported. One that cannot be read is tried again, one
+that makes no sense, or has lost everything, is left alone until it changes. While somebody writes into it the old
+content holds, and of what is not in it nobody can say whether it will be.
 """
 
 from __future__ import annotations

@@ -1,0 +1,97 @@
+"""Whom a From field may name to one mail program or the other."""
+
+from __future__ import annotations
+
+import pytest
+
+from filters.sender_authors import MAX_FIELDS, MAX_NAMED, find_authors
+from smtpd.addresses import AddressError
+from smtpd.content import MAX_HEAD
+from smtpd.model import Message
+from smtpd.octets import Octets
+
+ME = "joe@ours.test"
+THEM = "boss@their.test"
+
+
+def named(*values: str | bytes) -> set[str]:
+    fields = (value if isinstance(value, bytes) else value.encode() for value in values)
+    head = b"".join(b"From: %b\r\n" % field for field in fields)
+    return {address.key for address in find_authors(Message(Octets(b"X: y\r\n" + head + b"\r\nHello\r\n")))}
+
+
+# What Thunderbird, Outlook, Apple Mail, phones, msmtp, mutt, cron, printers and sloppy scripts write.
+@pytest.mark.parametrize(
+    "value",
+    [
+        ME, f"<{ME}>", f"Joe <{ME}>", f'"Smith, Joe" <{ME}>', f"Joe Smith, Inc. <{ME}>", f"Joe Q. Smith <{ME}>",
+        f'"Joe \\"the\\" Smith" <{ME}>', f"{ME} (Joe Smith)", f"{ME} <{ME}>", f"'{ME}' <{ME}>", f"\"'{ME}'\" <{ME}>",
+        f'"{ME}" <{ME}>', f"=?utf-8?q?J=C3=B6?= <{ME}>", f"=?UTF-8?B?SsO2?=\r\n <{ME}>",
+        f"=?utf-8?q?{ME}?= <{ME}>", f"=?iso-2022-jp?B?GyRCQDVBNU4uP00bKEI=?= <{ME}>",
+        f"=?utf-8?b?!?= =?x?q?=?= <{ME}>", f'"boss@their.test" <{ME}>',
+        f"J\u00f6 <{ME}>", b"J\xf6 <joe@ours.test>", f"Backup @ web1 <{ME}>", f"Backup@web1 <{ME}>", f"root: {ME};",
+        "<@relay.test:joe@ours.test>", f"Joe\t<{ME}>", f"Joe <{ME}>,", f"JOE@OURS.TEST <{ME}>", f"{ME} <JOE@ours.test>",
+    ],
+)  # fmt: skip
+def test_honest_field_names_one_author(value: str | bytes) -> None:
+    assert named(value) == {ME}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        f"{THEM}, {ME}", f"{THEM} <{ME}>", f"The Boss {THEM} <{ME}>", f"boss @ their.test <{ME}>", f"<{ME}> <{THEM}>",
+        f'"x <{THEM}>" <{ME}>', f'"\\" <{THEM}>, \\"" <{ME}>', f'"\\", {THEM}, \\"" <{ME}>', f"((a) {THEM}, ) {ME}",
+        f"{ME} ({THEM})", f"(a\\) <{THEM}>) {ME}", f"A: {THEM}; , {ME}", f"{THEM}: {ME};", f"{THEM}\0 <{ME}>",
+        f"{ME}\0<{THEM}>", f"{ME}\r\n \r\n\t,{THEM}", f'"boss"@their.test <{ME}>', f"boss@[192.0.2.1] <{ME}>",
+        f"'{THEM}' <{ME}>", f"<{ME}> {THEM}", f"bo=?x?q??=ss {THEM} <{ME}>", f"=?x?q?=22?= {THEM} =?x?q?=22?= <{ME}>",
+        f"=?utf-8?q?boss=40their.test?= <{ME}>", f"=?utf-8?b?PGJvc3NAdGhlaXIudGVzdD4=?= <{ME}>",
+        f"=?x?q?bo?= \r\n =?x?b?c3NAdGhlaXIudGVzdA?= <{ME}>", f"=?x?q?boss?=@their.test <{ME}>",
+        f'"=?x?q?=22?={THEM}, =?x?q?=22?=" <{ME}>', f'"=?x?q?=22_boss=40their.test=2C_=22?=" <{ME}>',
+        f"=?x?q? boss=40their.test ?= <{ME}>", f"=?x?b? {THEM} ?= <{ME}>",
+        f"=?utf-16?b?AGIAbwBzAHMAQAB0AGgAZQBpAHIALgB0AGUAcwB0?= <{ME}>",
+    ],
+)  # fmt: skip
+def test_second_author_is_found_wherever_he_hides(value: str) -> None:
+    found = named(value)
+    assert ME in found
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("", "no address"), ("Joe", "no address"), ("undisclosed:;", "no address"), (f'"Joe <{ME}>', "no address"),
+        (f"{THEM}@ours.test", "no address"), (f"{ME}, boss.@ours.test", "almost"), (f"{ME}, b..s@ours.test", "almost"),
+        (f"{ME}, c\u00e9o\udcff@their.test".encode("utf-8", "surrogateescape"), "almost"),
+        (f"=?utf-7?q?boss+AEA-their.test?= <{ME}>", "UTF-7"),
+        ("=?utf-8?b?Ym9zc0B0aGVpci50ZXN0?=@ours.test", "encoded word"), ("joe+=?utf-8?q?x?=@ours.test", "encoded word"),
+        ("a@b.test, " * 101, "more than 100"), ("x" * 8200, "too much"),
+    ],
+)  # fmt: skip
+def test_field_that_is_not_clear_is_not_guessed_about(value: str | bytes, problem: str) -> None:
+    with pytest.raises(AddressError, match=problem):
+        named(value)
+
+
+def test_all_of_several_fields_are_read_up_to_a_limit() -> None:
+    assert named(ME, f"Boss <{THEM}>") == {ME, THEM}
+    assert named(*[ME] * MAX_FIELDS) == {ME}
+    with pytest.raises(AddressError, match="too much"):
+        named(*[ME] * (MAX_FIELDS + 1))
+
+
+def test_message_without_from_names_nobody() -> None:
+    with pytest.raises(AddressError, match="missing"):
+        named()
+
+
+def test_author_could_stand_behind_what_is_looked_at() -> None:
+    head = b"From: joe@ours.test\r\n" + b"X: y\r\n" * (MAX_HEAD // 6)
+    with pytest.raises(AddressError, match="too big"):
+        find_authors(Message(Octets(head + b"From: boss@their.test\r\n\r\n")))
+
+
+def test_number_of_addresses_has_a_limit_however_they_are_named() -> None:
+    with pytest.raises(AddressError, match="more than 200"):
+        named(f"{ME} " + "".join(f"({number}@a.test)" for number in range(MAX_NAMED)))
