@@ -3,7 +3,7 @@
 The grammar (RFC 5322 §3.4) says who is meant, and many programs are not that careful: some show what stands in front
 of the angle brackets, some do not know that comments nest or what a backslash is for, some look for the first "<"
 wherever it stands, some decode encoded words before they read the field (RFC 2047 §6.1 says: after that). So what looks
-like an address outside of quotes counts, too, and one in angle brackets inside of them as well.
+like an address counts, too, unless it is part of a name: in quotes, in front of the angle brackets, without any itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from binascii import Error as BinasciiError
 from binascii import a2b_base64, a2b_qp
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from smtpd.address_list import MAX_OCTETS, parse_address_list
@@ -29,7 +29,8 @@ _DECODED_WORD = re.compile(r"=\?([^?\s]++)\?([bqBQ])\?([^?]*+)\?=(?:[ \t\r\n]++(
 _SHIFTED = re.compile(rb"\x1b\$[^\x1b]*+")  # two octets a character, any of which may look like an "@" (RFC 1468)
 _PIECE = re.compile(
     r"""
-      (?P<quoted>"(?:[^"\\]++|\\.)*+"?)
+      (?P<quoted>"(?:[^"\\]++|\\.)*+")
+    | (?P<unclosed>".*+)
     | (?P<word>[^\x00-\x20\x7f()<>@,;:\\"\[\]]++)
     | (?P<literal>\[[^\[\]\s]*+\])
     | (?P<at>[ \t\r\n]*+@[ \t\r\n]*+)
@@ -37,6 +38,9 @@ _PIECE = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
+# What cannot be printed, and a mark of the order of bytes, some programs skip; a blank in front continues a field.
+_SIMILAR = re.compile(rb"\r\n(?![ \t])[^\r\n!-~]*+from[^\r\n!-~]*+:", re.IGNORECASE)
+_AROUND_DOTS = re.compile(r"(?<![ \t\r\n])[ \t\r\n]++(?=\.)|(?<=\.)[ \t\r\n]++")  # RFC 5322 §4.4 lets them be there
 _ANGLE = re.compile(r"<([^<>]*+)>")
 
 
@@ -45,7 +49,11 @@ def find_authors(message: Message) -> tuple[Address, ...]:
     head = message.content.head()
     if len(head) >= MAX_HEAD:  # another From could stand where nobody looks
         raise AddressError("the header section is too big")
+    if b"\0" in head:  # some programs drop it, and some end there
+        raise AddressError("the header section holds an octet 0")
     values = list(islice(values_of(head, "from"), MAX_FIELDS + 1))
+    if len(_SIMILAR.findall(b"\r\n" + head)) > len(values):
+        raise AddressError("there is another field that looks like it")
     if not values:
         raise AddressError("it is missing")  # programs then show somebody else, such as Sender
     if len(values) > MAX_FIELDS or sum(map(len, values)) > MAX_OCTETS:
@@ -74,10 +82,11 @@ def _listed(value: bytes) -> tuple[Address, ...]:
 
 def _mentioned(value: bytes) -> Iterator[Address]:
     text = value.decode("utf-8", "surrogateescape")
-    for reading in (_ENCODED_WORD.sub(" ", text), _DECODED_WORD.sub(_decoded, text)):
-        for variant in (reading, reading.replace("\\", "")):  # not every program knows the backslash
-            for part in (variant, *_ANGLE.findall(variant)):
-                yield from _addresses_in(part)
+    readings = [_ENCODED_WORD.sub(" ", text), _DECODED_WORD.sub(_decoded, text)]
+    readings += [reading.replace("\\", "") for reading in readings]  # not every program knows the backslash
+    for reading in dict.fromkeys(readings):
+        for part in (reading, *_ANGLE.findall(reading)):
+            yield from _addresses_in(part)
 
 
 def _decoded(word: re.Match[str]) -> str:
@@ -94,8 +103,10 @@ def _decoded(word: re.Match[str]) -> str:
 
 
 def _addresses_in(text: str) -> Iterator[Address]:
-    """What has an "@" with something on both sides; in front of it one word, in which dots count for nothing."""
-    pieces = [(match.lastgroup, match[0]) for match in _PIECE.finditer(text)]
+    """What has an "@" with something on both sides, and what is in quotes where no name belongs."""
+    if "@" not in text:
+        return
+    pieces = [(match.lastgroup, match[0]) for match in _PIECE.finditer(_AROUND_DOTS.sub("", text))]
     for (before, local), (kind, _), (behind, domain) in zip(pieces, pieces[1:], pieces[2:], strict=False):
         if kind != "at" or before not in ("word", "quoted") or behind not in ("word", "literal"):
             continue
@@ -106,3 +117,14 @@ def _addresses_in(text: str) -> Iterator[Address]:
             yield parse_address(f"{local.lstrip("'")}@{domain.rstrip("'.")}")
         except AddressError:
             raise AddressError("it has something that is almost an address") from None
+    yield from _quoted_addresses(pieces)
+
+
+def _quoted_addresses(pieces: Sequence[tuple[str | None, str]]) -> Iterator[Address]:
+    """What stands in quotes that are not the name in front of a "<": programs may show it alone, as an author."""
+    is_name = False
+    for kind, text in reversed(pieces):
+        if kind == "unclosed" or (kind == "quoted" and not is_name):
+            yield from _addresses_in(text.replace('"', " ").replace("\\", ""))
+        elif kind not in ("quoted", "word") and not text.isspace():
+            is_name = text == "<"

@@ -5,6 +5,7 @@ signature then says that it is true. It looks at two addresses, and what does no
 550 5.7.1 (RFC 6409 §6.1): the sender of the envelope (`envelope`) when the recipient is named, and every author in the
 From field (`header`) when the message is there. Each of them can be set to "tag" (the label `sender-mismatch`, nothing
 else) or "pass". Whoever has not logged in is none of its business; that strangers pretend to be us is for `own_domain`.
+Postmaster can always be reached.
 
 Whose an address is:
 
@@ -43,8 +44,9 @@ A file that cannot be used at the start keeps the server from starting.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -89,7 +91,7 @@ def _check_unless(words: tuple[str, ...]) -> tuple[str, ...]:
 class SenderLoginOptions(FilterOptions):
     """Options of `sender_login`."""
 
-    senders: Mapping[LoginName, SenderPatterns] = {}
+    senders: dict[LoginName, SenderPatterns] = {}
     """What logins may use besides their own address: { joe = ["info@a.example", "@b.example"] }; "*": every login."""
     file: InputFile = ""
     """The same for many logins: a file with a line `login: address address ...` for each; empty: none."""
@@ -138,7 +140,7 @@ class SenderLogin(Filter):
         """Read the file; OSError or BrokenPlugin when that cannot be done."""
         if self._file is not None:
             try:
-                self._file.load()
+                await asyncio.to_thread(self._file.load)
             except ValueError as error:
                 raise BrokenPlugin(f"filter {self.table}: {error}") from error
 

@@ -42,12 +42,14 @@ def test_honest_field_names_one_author(value: str | bytes) -> None:
     [
         f"{THEM}, {ME}", f"{THEM} <{ME}>", f"The Boss {THEM} <{ME}>", f"boss @ their.test <{ME}>", f"<{ME}> <{THEM}>",
         f'"x <{THEM}>" <{ME}>', f'"\\" <{THEM}>, \\"" <{ME}>', f'"\\", {THEM}, \\"" <{ME}>', f"((a) {THEM}, ) {ME}",
-        f"{ME} ({THEM})", f"(a\\) <{THEM}>) {ME}", f"A: {THEM}; , {ME}", f"{THEM}: {ME};", f"{THEM}\0 <{ME}>",
-        f"{ME}\0<{THEM}>", f"{ME}\r\n \r\n\t,{THEM}", f'"boss"@their.test <{ME}>', f"boss@[192.0.2.1] <{ME}>",
+        f"{ME} ({THEM})", f"(a\\) <{THEM}>) {ME}", f"A: {THEM}; , {ME}", f"{THEM}: {ME};", f"{THEM}\x01 <{ME}>",
+        f"{ME}\x01<{THEM}>", f"{ME}\r\n \r\n\t,{THEM}", f'"boss"@their.test <{ME}>', f"boss@[192.0.2.1] <{ME}>",
         f"'{THEM}' <{ME}>", f"<{ME}> {THEM}", f"bo=?x?q??=ss {THEM} <{ME}>", f"=?x?q?=22?= {THEM} =?x?q?=22?= <{ME}>",
         f"=?utf-8?q?boss=40their.test?= <{ME}>", f"=?utf-8?b?PGJvc3NAdGhlaXIudGVzdD4=?= <{ME}>",
         f"=?x?q?bo?= \r\n =?x?b?c3NAdGhlaXIudGVzdA?= <{ME}>", f"=?x?q?boss?=@their.test <{ME}>",
         f'"=?x?q?=22?={THEM}, =?x?q?=22?=" <{ME}>', f'"=?x?q?=22_boss=40their.test=2C_=22?=" <{ME}>',
+        f'"{THEM}", <{ME}>', f'<{ME}> "{THEM}"', f'"{THEM}" (x) <{ME}>', f'<{ME}>", {THEM}',
+        f"boss. joe@ours.test <{ME}>", f"boss\r\n .joe@ours.test <{ME}>", f"joe@ours.test. their.test <{ME}>",
         f"=?x?q? boss=40their.test ?= <{ME}>", f"=?x?b? {THEM} ?= <{ME}>",
         f"=?utf-16?b?AGIAbwBzAHMAQAB0AGgAZQBpAHIALgB0AGUAcwB0?= <{ME}>",
     ],
@@ -66,7 +68,7 @@ def test_second_author_is_found_wherever_he_hides(value: str) -> None:
         (f"{ME}, c\u00e9o\udcff@their.test".encode("utf-8", "surrogateescape"), "almost"),
         (f"=?utf-7?q?boss+AEA-their.test?= <{ME}>", "UTF-7"),
         ("=?utf-8?b?Ym9zc0B0aGVpci50ZXN0?=@ours.test", "encoded word"), ("joe+=?utf-8?q?x?=@ours.test", "encoded word"),
-        ("a@b.test, " * 101, "more than 100"), ("x" * 8200, "too much"),
+        (f'{ME}, "{THEM}', "almost"), ("a@b.test, " * 101, "more than 100"), ("x" * 8200, "too much"),
     ],
 )  # fmt: skip
 def test_field_that_is_not_clear_is_not_guessed_about(value: str | bytes, problem: str) -> None:
@@ -79,6 +81,21 @@ def test_all_of_several_fields_are_read_up_to_a_limit() -> None:
     assert named(*[ME] * MAX_FIELDS) == {ME}
     with pytest.raises(AddressError, match="too much"):
         named(*[ME] * (MAX_FIELDS + 1))
+
+
+@pytest.mark.parametrize("name", [b"From\x0b", b"\x0cfrom", b"\xef\xbb\xbfFrom", b"FROM\xa0 ", b"\x7fFrom"])
+def test_field_that_some_programs_take_for_from_is_not_passed_over(name: bytes) -> None:
+    with pytest.raises(AddressError, match="another field"):
+        named(ME.encode() + b"\r\n" + name + b": boss@their.test")
+
+
+def test_octet_0_makes_the_header_unclear() -> None:
+    with pytest.raises(AddressError, match="octet 0"):
+        named(ME.encode() + b"\r\nFr\0om: boss@their.test")
+
+
+def test_fields_with_longer_names_are_others() -> None:
+    assert named(f"{ME}\r\nX-From: {THEM}\r\nFrom-X: {THEM}\r\nSubject: From: {THEM}\r\n From: {THEM}") == {ME}
 
 
 def test_message_without_from_names_nobody() -> None:

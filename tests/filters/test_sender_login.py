@@ -185,7 +185,8 @@ async def test_who_may_send_as_anybody_needs_no_from_that_can_be_read() -> None:
     "author",
     [
         f"{ME}, boss@example.test", "A: joe@example.test, boss@example.test;", f"{ME}\nFrom: {BOSS}",
-        f"{BOSS}\nFrom: {ME}", f"{ME}\nfrom : {BOSS}", f"{BOSS}\nSender: {ME}", f"{BOSS}\nResent-From: {ME}",
+        f"{BOSS}\nFrom: {ME}", f"{ME}\nfrom : {BOSS}",
+        f"{ME}\nX: y\n \nFrom: {BOSS}", f"{BOSS}\nSender: {ME}", f"{BOSS}\nResent-From: {ME}",
         f"{BOSS} <{ME}>", f'"x <{BOSS}>" <{ME}>',
     ],
 )  # fmt: skip
