@@ -95,7 +95,7 @@ class OwnAddresses:
 
     def __init__(self, domains: Iterable[str]) -> None:
         """`domains` are keys of `[smtpd.domains]`; "*" there is everybody's, and does not count."""
-        self._domains = HostSet(domain for domain in domains if domain != "*")
+        self._domains = HostSet(domains)  # no domain is called "*"
 
     def hold(self, user: User, address: Address) -> bool:
         """Whether the address is the user's own."""

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from email.header import decode_header, make_header
+from email.utils import getaddresses
+
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from filters.sender_authors import MAX_FIELDS, MAX_NAMED, find_authors
 from smtpd.addresses import AddressError
@@ -74,6 +80,31 @@ def test_second_author_is_found_wherever_he_hides(value: str) -> None:
 def test_field_that_is_not_clear_is_not_guessed_about(value: str | bytes, problem: str) -> None:
     with pytest.raises(AddressError, match=problem):
         named(value)
+
+
+FRAGMENTS = [
+    ME, THEM, "boss", "their.test", "@", "<", ">", '"', "\\", "(", ")", ",", " ", ";", ":", ".", "'", "\r\n ",
+    f" <{ME}>", f" <{THEM}>", "[192.0.2.1]", "=?utf-8?q?", "?=", "=?utf-8?q?=22?=", "=?utf-8?q?=2C?=",
+    "=?utf-8?q?boss=40their.test?=", "=?utf-8?q?boss?=",
+]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(FRAGMENTS), max_size=10).map("".join))
+@example(f'<{ME}>"", ?={THEM}')
+@example(f'"{THEM}", <{ME}>')
+def test_whoever_another_reader_finds_is_found_here_unless_it_is_not_clear(value: str) -> None:
+    unfolded = value.replace("\r\n", "")
+    read = {address for _, address in getaddresses([unfolded], strict=False)}
+    read |= {address for _, address in getaddresses([str(make_header(decode_header(unfolded)))], strict=False)}
+    with suppress(AddressError):
+        found = named(value)
+        assert THEM not in read or THEM in found
+
+
+@given(st.binary(max_size=200))
+def test_any_octets_are_read_or_not_clear(value: bytes) -> None:
+    with suppress(AddressError):
+        named(value.replace(b"\r", b"").replace(b"\n", b""))
 
 
 def test_all_of_several_fields_are_read_up_to_a_limit() -> None:
