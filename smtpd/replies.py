@@ -300,6 +300,18 @@ OWN_DOMAIN_LATER = Reply(
     "own-domain-later", 451, "4.7.1", "Whether {domain} sent this cannot be found out now, please try again later"
 )
 
+# What a login may be used for (RFC 6409 §6.1)
+SENDER_NOT_YOURS = Reply("sender-not-yours", 550, "5.7.1", "Your login does not let you send as {address}")
+AUTHOR_NOT_YOURS = Reply(
+    "author-not-yours", 550, "5.7.1", "Your login does not let you put {address} into the From field"
+)
+AUTHOR_UNCLEAR = Reply(
+    "author-unclear", 550, "5.7.1", "The From field has to say clearly that the message is from you, but {problem}"
+)
+SENDER_RIGHTS_LATER = Reply(
+    "sender-rights-later", 451, "4.7.1", "Whether you may send as {address} cannot be said now, please try again later"
+)
+
 # Ours to mend, never the sender's fault
 OUR_FAULT = Reply("our-fault", 451, "4.3.0", "Something went wrong here, please try again later")
 FILTERS_LATE = Reply("filters-late", 451, "4.3.0", "The message could not be checked in time, please try again later")

@@ -67,6 +67,7 @@ _AGENT_VALUES: Mapping[str, Mapping[str, object]] = {
 }
 _PROVIDER_VALUES: Mapping[str, Mapping[str, object]] = {"file": {"path": "/etc/smtpd/users"}}
 _FILTER_VALUES: Mapping[str, Mapping[str, object]] = {
+    "sender_login": {"mode": "observe"},
     "early_talker": {"listeners": ["smtp", "alt"]},
     "sender_domain": {"mode": "observe"},
     "arc_seal": {
