@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator
 
 from smtpd.addresses import Address, AddressError, normalise_domain, parse_address
 from smtpd.auth import prepare_name
+from smtpd.options import as_tuple
 from smtpd.patterns import AddressSet, HostSet, check_address
 
 ANYBODY = "*"
@@ -37,13 +38,9 @@ def check_login(login: str) -> str:
     return login
 
 
-def _sequence(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
 SenderPattern = Annotated[str, AfterValidator(check_sender)]
 """A mail address, "@domain", "@*.domain" for all domains below `domain`, or "*" for every address."""
-SenderPatterns = Annotated[tuple[SenderPattern, ...], BeforeValidator(_sequence)]
+SenderPatterns = Annotated[tuple[SenderPattern, ...], BeforeValidator(as_tuple)]
 LoginName = Annotated[str, AfterValidator(check_login)]
 
 

@@ -54,7 +54,7 @@ from smtpd.addresses import AddressError, normalise_domain
 from smtpd.findings import IprevResult, TrustedForwarder
 from smtpd.metrics import Counter
 from smtpd.model import Recipient, Session, Transaction
-from smtpd.options import FilterOptions, IPNetwork, Networks, Options, Seconds, StageName
+from smtpd.options import FilterOptions, IPNetwork, Networks, Options, Seconds, StageName, as_tuple
 from smtpd.patterns import HostPatterns, HostSet, NetworkSet, host_key
 from smtpd.policy import NEVER_REJECT, PASS, Filter, Verdict
 from smtpd.services import Services
@@ -68,10 +68,6 @@ CONNECTIONS = Counter(
 LABEL = "trusted-forwarder"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-def _sequence(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _domain(text: str) -> str:
@@ -90,7 +86,7 @@ class Forwarder(Options):
     """Its addresses."""
     reverse_names: HostPatterns = ()
     """Its names, such as "mx.host.example" or "*.host.example"."""
-    domains: Annotated[tuple[Annotated[str, AfterValidator(_domain)], ...], BeforeValidator(_sequence)] = ()
+    domains: Annotated[tuple[Annotated[str, AfterValidator(_domain)], ...], BeforeValidator(as_tuple)] = ()
     """Recipient domains of ours that it forwards to; empty: all."""
     never_reject: bool = False
     """Whether no filter refuses messages from it with 5xx."""
@@ -139,7 +135,7 @@ def _covers(names: HostSet, pattern: str) -> bool:
 class TrustedForwardersOptions(FilterOptions):
     """Options of `trusted_forwarders`."""
 
-    entries: Annotated[tuple[Forwarder, ...], BeforeValidator(_sequence), AfterValidator(_are_distinct)] = ()
+    entries: Annotated[tuple[Forwarder, ...], BeforeValidator(as_tuple), AfterValidator(_are_distinct)] = ()
     """Who forwards: tables with `name`, `networks`, `reverse_names`, `domains` and `never_reject`."""
     lookup_time: Annotated[Seconds, Field(gt=0)] = 4.0
     """Longest time for all lookups of a client's names together; who has no name by then is no trusted forwarder."""
