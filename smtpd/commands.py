@@ -97,6 +97,13 @@ def limit_for(line: bytes) -> int:
     return _LIMITS.get(line[:4].upper(), MAX_LINE)
 
 
+def too_long(line: bytes) -> Refused:
+    """What a line with this beginning is refused with when it is over its limit."""
+    if line[:4].upper() == b"AUTH":
+        return Refused(replies.AUTH_LINE_TOO_LONG)  # RFC 4954 §4: the initial response is part of the exchange
+    return Refused(replies.LINE_TOO_LONG)
+
+
 class _Parted(dict[bytes, tuple[str, bytes]]):
     """Lines of late and their parts; to look one up takes no function of ours."""
 
