@@ -13,7 +13,7 @@ from smtpd.replies import Reply
 from smtpd.service import Service
 from smtpd.unread import Unread
 
-HTTP_VERBS = frozenset(("GET", "POST", "PUT", "HEAD", "DELETE", "OPTIONS", "CONNECT", "PATCH", "TRACE"))
+HTTP_VERBS = frozenset(("GET", "POST", "PUT", "HEAD", "DELETE", "OPTIONS", "CONNECT", "PATCH", "TRACE", "PRI"))
 TRIES = 10  # times `max_recipients`: RCPT commands of one transaction that filters and agents are asked about
 
 
