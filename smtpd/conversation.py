@@ -364,7 +364,7 @@ class Conversation(Answering):
         return self.in_flight
 
     def _with_chunks(self) -> InFlight:
-        if not self.service.switches.chunking or not self.session.esmtp:
+        if not self.service.switches.chunking or not (self.session.esmtp or self.in_flight is None):
             raise Refused(replies.NOT_OFFERED)
         in_flight = self._with_recipients()
         if in_flight.receiver is None:
