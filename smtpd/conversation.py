@@ -152,6 +152,7 @@ class Conversation(Answering):
 
     async def auth(self, argument: bytes) -> None:
         """RFC 4954 §4."""
+        self.session.early |= self.channel.pending  # RFC 2920 §3.1: it ends a group; VRFY, NOOP and EXPN do, too
         authenticator = self.service.authenticator
         if authenticator is None:
             raise Refused(replies.NOT_OFFERED)
@@ -334,6 +335,7 @@ class Conversation(Answering):
 
     async def vrfy(self, argument: bytes) -> None:
         """RFC 5321 §7.3: nobody can harvest addresses here."""
+        self.session.early |= self.channel.pending
         if not argument:
             raise Refused(replies.BAD_ARGUMENT(syntax="VRFY address"))
         self._say(replies.CANNOT_VERIFY)
@@ -344,6 +346,7 @@ class Conversation(Answering):
 
     async def noop(self, argument: bytes) -> None:
         """RFC 5321 §4.1.1.9: an argument is fine."""
+        self.session.early |= self.channel.pending
         self._say(replies.OK)
 
     async def quit(self, argument: bytes) -> None:
@@ -354,6 +357,7 @@ class Conversation(Answering):
 
     async def not_offered(self, argument: bytes) -> None:
         """Commands that exist, but not here."""
+        self.session.early |= self.channel.pending
         raise Refused(replies.NOT_OFFERED)
 
     def _with_recipients(self) -> InFlight:
