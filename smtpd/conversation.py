@@ -14,7 +14,7 @@ from smtpd import auth, commands, replies, xclient
 from smtpd.answering import Answering, InFlight
 from smtpd.content import ChunkReceiver, DataReceiver, Receiver, SkippedChunk
 from smtpd.delivery import Deliveries
-from smtpd.endings import Disconnected, Draining, Ended, TimedOut
+from smtpd.endings import Disconnected, Draining, Ended, Foreign, TimedOut
 from smtpd.handover import Handover
 from smtpd.model import Message, Recipient, Transaction
 from smtpd.outcome import Outcome
@@ -52,6 +52,8 @@ class Conversation(Answering):
             self._leave(replies.TOO_SLOW if event.too_slow else replies.TIMEOUT)
         except Disconnected:
             self.account.vanished(self._mail)
+        except Foreign as event:
+            self.account.dropped(event.protocol)
         finally:
             self._finish()
 
@@ -93,8 +95,7 @@ class Conversation(Answering):
         verb, argument = commands.split(line)
         method = METHODS.get(verb)
         if method is None:
-            self._unknown(verb)
-            return
+            raise commands.unknown(line)
         self.verb = verb
         if service.gated and (reply := service.gate(verb, self.session)):
             raise Refused(reply)
