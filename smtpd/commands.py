@@ -1,4 +1,6 @@
-"""Command lines to values: b"MAIL FROM:<a@b> SIZE=1" becomes a MailCommand. Pure, and refuses by `Refused`, or ends by `Foreign`.
+"""Command lines to values: b"MAIL FROM:<a@b> SIZE=1" becomes a MailCommand. Pure, and refuses by `Refused`.
+
+What is no SMTP at all ends the conversation by `Foreign`.
 
 Lines and arguments are octets without the CRLF. RFC 5321 §4.1.1 and §4.1.2, and the parameters of
 RFC 1870 (SIZE), 6152 (BODY), 6531 (SMTPUTF8), 4954 (AUTH) and PRDR.
