@@ -71,8 +71,7 @@ def test_line_is_split_into_verb_and_argument(line: bytes, verb: str, argument: 
         b"MAIL FROM:<\xe5@b>",
         b"RCPT TO:<\xed\xa0\x80@b>",
         "EHLO å".encode(),
-        "NOOP å".encode(),
-        "MÅIL FROM:<a@b>".encode(),
+        "NOOP å".encode(), "MÅIL FROM:<a@b>".encode(),
     ],
 )
 def test_line_beyond_printable_ascii_is_refused(line: bytes) -> None:
@@ -81,7 +80,8 @@ def test_line_beyond_printable_ascii_is_refused(line: bytes) -> None:
 
 @pytest.mark.parametrize("line", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"get /\xe5", b"PUT\t/a"])
 def test_line_of_another_protocol_is_not_answered(line: bytes) -> None:
-    pytest.raises(Foreign, split, line)
+    with pytest.raises(Foreign):
+        split(line)
 
 
 @pytest.mark.parametrize("name", ["mail.example.org", "host_1", "[192.0.2.1]", "[IPv6:::1]", "a.b.", "?!", "x" * 255])
