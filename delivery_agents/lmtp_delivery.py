@@ -188,7 +188,7 @@ class LmtpDelivery(Delivery):
     ) -> tuple[Connection, Answer, dict[Path, Answer]]:
         """Say MAIL and RCPT: the connection, what MAIL was answered, and, if it was accepted, what each RCPT was.
 
-        A connection that has served before may have been closed meanwhile, or has served enough, so another one is
+        A connection that has served or waited may have been closed meanwhile, or has served enough, so another one is
         tried, once.
         """
         deadline = self._deadline()
@@ -320,7 +320,9 @@ class LmtpDelivery(Delivery):
             raise
 
     def _unavailable(self, failure: Failure) -> Reply:
-        return self._named(replies.BACKEND_TIMEOUT if isinstance(failure, TimedOut) else replies.BACKEND_DOWN)
+        if isinstance(failure, TimedOut):
+            return self._named(replies.BACKEND_TIMEOUT)
+        return self._named(replies.BACKEND_LOST if isinstance(failure, Lost) else replies.BACKEND_DOWN)
 
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._terms.reply_timeout

@@ -13,7 +13,6 @@ from smtpd.replies import Reply
 from smtpd.service import Service
 from smtpd.unread import Unread
 
-HTTP_VERBS = frozenset(("GET", "POST", "PUT", "HEAD", "DELETE", "OPTIONS", "CONNECT", "PATCH", "TRACE"))
 TRIES = 10  # times `max_recipients`: RCPT commands of one transaction that filters and agents are asked about
 
 
@@ -188,10 +187,3 @@ class Answering:
         limit = self.service.config.limits.auth_failures_per_session
         if limit and self.session.auth_failures >= limit and not self.is_over:
             self._leave(replies.TOO_MANY_AUTH_FAILURES)
-
-    def _unknown(self, verb: str) -> None:
-        if verb in HTTP_VERBS:
-            self.account.dropped("http")  # a browser led here by a hostile page (ALPACA)
-            self.is_over = True
-        else:
-            self._refuse(replies.UNKNOWN_COMMAND)

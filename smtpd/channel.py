@@ -12,9 +12,8 @@ from contextlib import suppress
 from types import coroutine
 from typing import Any
 
-from smtpd import replies
 from smtpd.carrier import Transport
-from smtpd.commands import limit_for
+from smtpd.commands import limit_for, too_long
 from smtpd.content import Receiver
 from smtpd.endings import Disconnected, Draining, Overrun, TimedOut
 from smtpd.limits import DataRate
@@ -123,24 +122,24 @@ class Channel:
                 yield _INPUT
                 end = self._data.find(b"\r\n", self._position)
                 if end < 0 and self._is_overlong(limit):
-                    yield from self._skip_line()
-                    raise Refused(replies.LINE_TOO_LONG)
+                    yield from self._skip_line(too_long(self._data[self._position :]))
         line = self._data[self._position : end]
         self._position = end + 2
         if len(line) > 510 and len(line) + 2 > (limit or limit_for(line)):
-            raise Refused(replies.LINE_TOO_LONG)
+            raise too_long(line)
         return line
 
     def _is_overlong(self, limit: int) -> bool:
         unread = len(self._data) - self._position
         return unread > 512 and unread > (limit or limit_for(self._data[self._position :]))
 
-    def _skip_line(self) -> Generator[object, None, None]:
+    def _skip_line(self, refusal: Refused) -> Generator[object, None, None]:
         while (end := self._data.find(b"\r\n", self._position)) < 0:
             self._data, self._position = self._data[-1:], 0  # its CR may belong to the line end
             self._must_be_open()
             yield _INPUT
         self._position = end + 2
+        raise refusal
 
     @coroutine
     def receive(self, receiver: Receiver, timeout: float, rate: float) -> Generator[object, None, None]:

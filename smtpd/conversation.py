@@ -14,7 +14,7 @@ from smtpd import auth, commands, replies, xclient
 from smtpd.answering import Answering, InFlight
 from smtpd.content import ChunkReceiver, DataReceiver, Receiver, SkippedChunk
 from smtpd.delivery import Deliveries
-from smtpd.endings import Disconnected, Draining, Ended, TimedOut
+from smtpd.endings import Disconnected, Draining, Ended, Foreign, TimedOut
 from smtpd.handover import Handover
 from smtpd.model import Message, Recipient, Transaction
 from smtpd.outcome import Outcome
@@ -52,6 +52,8 @@ class Conversation(Answering):
             self._leave(replies.TOO_SLOW if event.too_slow else replies.TIMEOUT)
         except Disconnected:
             self.account.vanished(self._mail)
+        except Foreign as event:
+            self.account.dropped(event.protocol)
         finally:
             self._finish()
 
@@ -93,8 +95,7 @@ class Conversation(Answering):
         verb, argument = commands.split(line)
         method = METHODS.get(verb)
         if method is None:
-            self._unknown(verb)
-            return
+            raise commands.unknown(line)
         self.verb = verb
         if service.gated and (reply := service.gate(verb, self.session)):
             raise Refused(reply)
@@ -152,6 +153,7 @@ class Conversation(Answering):
 
     async def auth(self, argument: bytes) -> None:
         """RFC 4954 §4."""
+        self.session.early |= self.channel.pending  # RFC 2920 §3.1: it ends a group; VRFY, NOOP and EXPN do, too
         authenticator = self.service.authenticator
         if authenticator is None:
             raise Refused(replies.NOT_OFFERED)
@@ -335,6 +337,7 @@ class Conversation(Answering):
 
     async def vrfy(self, argument: bytes) -> None:
         """RFC 5321 §7.3: nobody can harvest addresses here."""
+        self.session.early |= self.channel.pending
         if not argument:
             raise Refused(replies.BAD_ARGUMENT(syntax="VRFY address"))
         self._say(replies.CANNOT_VERIFY)
@@ -345,6 +348,7 @@ class Conversation(Answering):
 
     async def noop(self, argument: bytes) -> None:
         """RFC 5321 §4.1.1.9: an argument is fine."""
+        self.session.early |= self.channel.pending
         self._say(replies.OK)
 
     async def quit(self, argument: bytes) -> None:
@@ -355,6 +359,7 @@ class Conversation(Answering):
 
     async def not_offered(self, argument: bytes) -> None:
         """Commands that exist, but not here."""
+        self.session.early |= self.channel.pending
         raise Refused(replies.NOT_OFFERED)
 
     def _with_recipients(self) -> InFlight:
@@ -365,7 +370,7 @@ class Conversation(Answering):
         return self.in_flight
 
     def _with_chunks(self) -> InFlight:
-        if not self.service.switches.chunking or not self.session.esmtp:
+        if not self.service.switches.chunking or not (self.session.esmtp or self.in_flight is None):
             raise Refused(replies.NOT_OFFERED)
         in_flight = self._with_recipients()
         if in_flight.receiver is None:

@@ -323,6 +323,9 @@ BACKEND_DOWN = Reply("backend-down", 451, "4.4.1", "{server} cannot be reached, 
 BACKEND_TIMEOUT = Reply(
     "backend-timeout", 451, "4.4.2", "{server} did not answer in time, please try again later", MAIL_SYSTEM
 )
+BACKEND_LOST = Reply(
+    "backend-lost", 451, "4.4.2", "{server} ended the connection, please try again later", MAIL_SYSTEM
+)
 OUTCOME_UNKNOWN = Reply(
     "outcome-unknown", 451, "4.4.2",
     "{server} did not say whether it took the message, please try again later", MAIL_SYSTEM,
