@@ -21,6 +21,7 @@ from smtpd.outcome import Outcome
 from smtpd.replies import Refused, Reply
 from smtpd.sasl import Exchange
 
+ENDS_GROUP = frozenset(("EHLO", "HELO", "LHLO", "DATA", "VRFY", "EXPN", "TURN", "NOOP", "AUTH"))  # RFC 2920 §3.1
 NO_EXTENSIONS: frozenset[str] = frozenset()  # RFC 5321 §4.1.1.1: after HELO
 DRAIN_SECONDS = 30.0  # how long a client may go on sending content that will be refused anyway
 
@@ -93,6 +94,8 @@ class Conversation(Answering):
         if not (self.session.esmtp and service.switches.pipelining) and self.channel.pending:
             self.session.early = True  # RFC 2920 §3.1: nobody allowed it to go on
         verb, argument = commands.split(line)
+        if verb in ENDS_GROUP and self.channel.pending:
+            self.session.early = True
         method = METHODS.get(verb)
         if method is None:
             raise commands.unknown(line)
@@ -125,7 +128,6 @@ class Conversation(Answering):
             raise Refused(replies.UNKNOWN_COMMAND)  # RFC 2033 §4.1
         name = commands.parse_helo(self.verb, argument)
         self._forget_mail()  # RFC 5321 §4.1.4
-        session.early |= self.channel.pending  # RFC 2920 §3.1: EHLO ends a group
         session.helo, session.esmtp = name, esmtp
         if policy.helo.idle:
             return
@@ -153,7 +155,6 @@ class Conversation(Answering):
 
     async def auth(self, argument: bytes) -> None:
         """RFC 4954 §4."""
-        self.session.early |= self.channel.pending  # RFC 2920 §3.1: it ends a group; VRFY, NOOP and EXPN do, too
         authenticator = self.service.authenticator
         if authenticator is None:
             raise Refused(replies.NOT_OFFERED)
@@ -273,7 +274,6 @@ class Conversation(Answering):
         in_flight = self._with_recipients()
         if in_flight.receiver is not None:
             raise Refused(replies.DATA_AFTER_BDAT)  # RFC 3030 §3
-        self.session.early |= self.channel.pending  # RFC 2920 §3.1: DATA ends a group
         self._say(replies.SEND_DATA)
         receiver = in_flight.receiver = self.service.receiver(DataReceiver)
         await self._receive(receiver)
@@ -337,7 +337,6 @@ class Conversation(Answering):
 
     async def vrfy(self, argument: bytes) -> None:
         """RFC 5321 §7.3: nobody can harvest addresses here."""
-        self.session.early |= self.channel.pending
         if not argument:
             raise Refused(replies.BAD_ARGUMENT(syntax="VRFY address"))
         self._say(replies.CANNOT_VERIFY)
@@ -348,7 +347,6 @@ class Conversation(Answering):
 
     async def noop(self, argument: bytes) -> None:
         """RFC 5321 §4.1.1.9: an argument is fine."""
-        self.session.early |= self.channel.pending
         self._say(replies.OK)
 
     async def quit(self, argument: bytes) -> None:
@@ -359,7 +357,6 @@ class Conversation(Answering):
 
     async def not_offered(self, argument: bytes) -> None:
         """Commands that exist, but not here."""
-        self.session.early |= self.channel.pending
         raise Refused(replies.NOT_OFFERED)
 
     def _with_recipients(self) -> InFlight:
