@@ -97,9 +97,36 @@ CRASHES = [
 ]  # fmt: skip
 
 
+class Slow(Filter):
+    name = "slow"
+
+    async def on_mail(self, mail: Transaction) -> Verdict:
+        for _ in range(10):
+            await asyncio.sleep(0)
+        return Verdict(NO)
+
+
+class Interrupted(Filter):
+    name = "broken"
+
+    async def on_mail(self, mail: Transaction) -> Verdict:
+        raise KeyboardInterrupt
+
+
 async def ask_for_recipient(world, policy) -> Reply | None:
     mail = world.mail()
     return await policy.mail(mail) or await policy.recipient(mail, world.recipient())
+
+
+async def test_filter_without_a_time_limit_is_waited_for(world):
+    assert await ask_for_recipient(world, world.policy((Slow, {"timeout": 0}))) == NO
+
+
+async def test_interrupt_by_the_operator_is_no_crash_of_a_filter(world):
+    question = world.policy(Interrupted).mail(world.mail())
+    with pytest.raises(KeyboardInterrupt):
+        question.send(None)
+    assert world.count("smtpd_filter_errors_total", filter="broken", kind="exception") == 0
 
 
 @pytest.mark.parametrize("kind", CRASHES)

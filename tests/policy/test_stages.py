@@ -144,6 +144,19 @@ async def test_condition_silences_when_the_refusal_would_be_spoken(world, condit
     assert [one.result for one in mail.trace] == ["silenced"]
 
 
+@pytest.mark.parametrize("condition", ["authenticated", "trusted", "tls"])
+async def test_condition_that_the_operator_did_not_name_silences_nothing(world, condition):
+    others = [one for one in ("authenticated", "trusted", "tls") if one != condition]
+    policy = world.policy((at_connect("rbl", Verdict(NO)), {"unless": [condition]}))
+    if "authenticated" in others:
+        world.session.login = "ann"
+    world.session.trusted = "trusted" in others
+    if "tls" in others:
+        world.session.tls = TlsInfo("TLSv1.3", "AES", 256)
+    await policy.connect(world.session)
+    assert await policy.recipient(world.mail(), world.recipient()) == NO
+
+
 async def test_label_of_another_filter_silences(world):
     allow = at_mail("allow", Verdict(labels=frozenset({"welcome"})), labels=frozenset({"welcome"}))
     policy = world.policy((at_connect("rbl", Verdict(NO)), {"unless": ["welcome"]}), allow)
