@@ -93,7 +93,8 @@ def returns(**parts: Any) -> type[Filter]:
 CRASHES = [
     Broken, Careless, CancelsItself, ForgesFields, TimesOutInside, Panics, Exits,
     returns(reply="550 5.7.1 No"), returns(labels=["junk"]), returns(labels={1}), returns(headers=[("X-Score", 5)]),
-    returns(headers=["X-Score: 5"]), returns(recipients=["joe"]),
+    returns(headers=["X-Score: 5"]), returns(recipients=["joe"]), returns(headers=[("X:Bcc", "b")]),
+    returns(headers=[("X" * 77, "b")]),
 ]  # fmt: skip
 
 
@@ -154,10 +155,24 @@ async def test_filter_that_hangs_is_not_waited_for(world):
     assert [line["event"] for line in world.logged()] == ["filter-timed-out"] * 2
 
 
-async def test_error_is_in_the_trace(world):
+@pytest.mark.parametrize(
+    ("kind", "options", "line"),
+    [
+        (Broken, {}, ("broken", "error", "")),
+        (Broken, {"on_error": "defer"}, ("broken", "error", "filter-failed")),
+        (Hanging, {"timeout": "1ms"}, ("hanging", "timeout", "")),
+        (Hanging, {"timeout": "1ms", "on_error": "defer"}, ("hanging", "timeout", "filter-failed")),
+    ],
+)
+async def test_error_is_in_the_trace(world, kind, options, line):
     mail = world.mail()
-    await world.policy(Broken).mail(mail)
-    assert [(one.filter, one.stage, one.result) for one in mail.trace] == [("broken", "mail", "error")]
+    policy = world.policy((kind, options))
+    await policy.mail(mail)
+    await policy.recipient(mail, world.recipient())
+    first = mail.trace[0]
+    assert (first.filter, first.result, first.reply) == line
+    assert first.stage == "mail"
+    assert 0 <= first.seconds < 60
 
 
 async def test_observed_filter_may_break_without_consequence(world):

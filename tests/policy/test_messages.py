@@ -96,6 +96,13 @@ async def test_verdict_at_rcpt_held_to_the_message_is_about_its_recipient(world,
     assert (await policy.message(mail, world.message())).refused == {mail.recipients[1]: NO}
 
 
+async def test_headers_of_a_refusal_that_is_silenced_stand_once(world, mail):
+    headers = (("X-Score", "9"),)
+    world.session.trusted = True
+    judgement = await judged(world, mail, (at_message("a", Verdict(NO, headers=headers)), {"unless": ["trusted"]}))
+    assert judgement == Judgement(headers=headers)
+
+
 async def test_what_was_silenced_at_rcpt_is_not_raised_again(world, mail):
     class Refuses(Filter):
         async def on_mail(self, mail: Transaction) -> Verdict:

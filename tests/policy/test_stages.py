@@ -117,6 +117,14 @@ async def test_other_recipient_filters_wait_for_the_agent(world):
     assert (reply, reply.values["filter"]) == (LATER, "greylist")
 
 
+async def test_recipients_that_are_refused_at_once_leave_nothing_behind(world):
+    policy = world.policy(at_rcpt("greylist", Verdict(LATER)))
+    mail = world.mail()
+    for _ in range(3):
+        assert await policy.known_recipient(mail, world.recipient()) == LATER
+    assert not mail.held
+
+
 async def test_postmaster_stays_reachable(world):
     policy = world.policy(
         at_connect("rbl", Verdict(NO)), at_rcpt("access", Verdict(NO), early=True), at_rcpt("greylist", Verdict(LATER))
