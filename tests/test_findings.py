@@ -65,9 +65,8 @@ def test_signature_without_a_value_has_none_to_show() -> None:
 
 
 def test_log_is_told_nobodys_address_and_no_signature() -> None:
-    mail = Transaction(
-        id="MAIL", session=Session(id="S", listener="smtp", ip=IPv4Address("192.0.2.1")), sender=parse_address("joe@c.test")
-    )
+    session = Session(id="SESSION", listener="smtp", ip=IPv4Address("192.0.2.1"))
+    mail = Transaction(id="MAIL", session=session, sender=parse_address("joe@c.test"))
     mail.facts.add(SpfResults(SpfCheck("pass", "mailfrom", "c.test", "joe@c.test")))
     mail.facts.add(DkimResults((DkimSignature("pass", "c.test", "s", "rsa-sha256", "joe@c.test", "abcdefghij"),)))
     assert results_told(mail) == ["spf=pass smtp.mailfrom", "dkim=pass header.d=c.test header.s=s header.a=rsa-sha256"]

@@ -42,6 +42,11 @@ def test_set_without_one_field_breaks_the_chain(name: str, instance: int) -> Non
 
 
 @pytest.mark.parametrize("name", NAMES)
+async def test_what_is_left_of_a_chain_is_one_that_failed(name: str) -> None:
+    assert (await found(field_of(chain(1), name, 1) + LETTER)).status == "fail"
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("instance", [1, 2, 3])
 def test_field_that_is_there_twice_breaks_the_chain(name: str, instance: int) -> None:
     assert why(field_of(chain(3), name, instance) + chain(3)) == f"there are two {name} fields {instance}"

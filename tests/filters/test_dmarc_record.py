@@ -52,8 +52,12 @@ def test_options_for_failure_reports_that_contradict_each_other_mean_the_default
 
 
 @pytest.mark.parametrize(
-    "uri", ["d@example.com", "mailto:", "mailto:d", "mailto:a@b@c", "mailto: a@b", "://x", "mailto:\xe9@b", "", "mailto:@b", "https:a b"]
-)
+    "uri",
+    [
+        "d@example.com", "mailto:", "mailto:d", "mailto:a@b@c", "mailto: a@b", "mailto:@b", "mailto:\xe9@b", "://x",
+        "https:a b", "",
+    ],
+)  # fmt: skip
 def test_what_is_no_address_for_reports_is_left_out(uri: str) -> None:
     record = parse_record(f"v=DMARC1; p=none; rua={uri}, mailto:good@example.com".encode())
     assert record is not None

@@ -199,6 +199,25 @@ async def test_error_counts_for_one_transaction_only(world):
     assert not world.session.held
 
 
+async def test_only_the_question_that_broke_is_asked_again(world):
+    asked = []
+
+    class Twofold(Filter):
+        async def on_connect(self, session: Session) -> Verdict:
+            asked.append(session)
+            raise ConnectionError
+
+        async def on_mail(self, mail: Transaction) -> Verdict:
+            asked.append(mail)
+            return PASS
+
+    policy = world.policy((Twofold, {"on_error": "defer"}))
+    await policy.connect(world.session)
+    mail = world.mail()
+    await policy.mail(mail)
+    assert asked == [world.session, world.session, mail]
+
+
 async def test_check_that_keeps_failing_does_not_pile_up(world):
     class Down(Filter):
         async def on_connect(self, session: Session) -> Verdict:
