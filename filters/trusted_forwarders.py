@@ -18,17 +18,17 @@ sends with the best intentions, and whatever it is refused bounces to somebody w
   are treated as with every other client, also when they are in the same message. One that `[smtpd.domains]` does not
   have is a mistake in the configuration.
 
-Whose names cannot be looked up now is no trusted forwarder now; but as it may be one, `dmarc` and `own_domain` put its
-mail off (451 4.7.1) where they would refuse it.
+Whose names cannot be looked up now is no trusted forwarder now; but as it may be one, `dmarc`, `own_domain` and
+`sender_domain` put its mail off (451 4.7.1) where they would refuse it.
 
 The first entry that knows the client counts: entries with its address come before those with its name. An entry that
 can never be reached, because an earlier one has the same, is a mistake in the configuration.
 
 Recipients that the client forwards to get the label `trusted-forwarder`:
 
-- filters with that label in their `unless` refuse nothing for them. `spf` and `own_domain` have it there by default;
-  put it into `unless` of every other filter that judges the client's address, such as blocklists and greylisting. The
-  label is there at RCPT, so those filters cannot have an `act_at` before it.
+- filters with that label in their `unless` refuse nothing for them. `spf`, `own_domain` and `sender_domain` have it
+  there by default; put it into `unless` of every other filter that judges the client's address, such as blocklists and
+  greylisting. The label is there at RCPT, so those filters cannot have an `act_at` before it.
 - `dmarc` obeys no policy for them, and says so in Authentication-Results (`override=trusted_forwarder`).
 
 With `never_reject = true` they also get the label `never-reject`: no filter refuses a message to them any more with

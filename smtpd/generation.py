@@ -188,6 +188,7 @@ def _services(config: Config, log: Log, metrics: Metrics, store: Store, resolver
         lookups_per_message=config.dns.lookups_per_message,
         authserv_id=config.authserv_id,
         local_domains=tuple(config.domains),
+        subaddress_separator=config.subaddress_separator,
     )
 
 
