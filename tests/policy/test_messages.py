@@ -257,12 +257,29 @@ class StuckEarly(Filter):
         return PASS
 
 
+class AnsweredBefore(Stuck):
+    name = "before"
+
+    async def on_mail(self, mail: Transaction) -> Verdict:
+        return PASS
+
+
 class StuckChanger(Stuck):
     name = "changer"
     changes = True
 
 
 QUICK = at_message("quick", PASS)
+
+
+async def test_trace_names_also_who_had_an_answer_before(world, mail):
+    policy = world.policy(AnsweredBefore)
+    await policy.mail(mail)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await policy.message(mail, world.message())
+    policy.abort(mail)
+    assert [(one.stage, one.result) for one in mail.trace] == [("mail", "pass"), ("message", "unanswered")]
 
 
 @pytest.mark.parametrize(
