@@ -167,6 +167,23 @@ def test_operator_may_want_fewer() -> None:
     assert why(chain(3), max_sets=2) == "there are more than 2 sets"
 
 
+@pytest.mark.parametrize(
+    ("message", "most", "is_unread"),
+    [
+        (long_chain(51), 50, False),
+        (long_chain(3), 2, True),
+        (drop(chain(2), "ARC-Seal", 1), 2, False),
+        (drop(chain(2), "ARC-Seal", 1), 50, False),
+    ],
+    ids=["longer than any may be", "longer than we want", "broken for us", "broken for all"],
+)
+async def test_chain_that_may_be_good_elsewhere_is_one_that_only_we_find_too_long(
+    message: bytes, most: int, is_unread: bool
+) -> None:
+    result = await found(message, max_instances=most)
+    assert (result.status, result.is_unread) == ("fail", is_unread)
+
+
 def test_highest_instance_counts_even_when_it_is_alone() -> None:
     three = HOPS[2].forge(LETTER, 3)
     assert why(three, max_sets=2) == "there are more than 2 sets"
