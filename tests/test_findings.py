@@ -3,7 +3,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from smtpd.addresses import parse_address
-from smtpd.findings import DkimResults, DkimSignature, SpfCheck, SpfResults, results_told
+from smtpd.findings import DkimResults, DkimSignature, DmarcResult, SpfCheck, SpfResults, results_told
 from smtpd.memory import MemoryServer
 from smtpd.model import Message, Session, Transaction
 from smtpd.policy import PASS, Filter, Verdict
@@ -70,3 +70,10 @@ def test_log_is_told_nobodys_address_and_no_signature() -> None:
     mail.facts.add(SpfResults(SpfCheck("pass", "mailfrom", "c.test", "joe@c.test")))
     mail.facts.add(DkimResults((DkimSignature("pass", "c.test", "s", "rsa-sha256", "joe@c.test", "abcdefghij"),)))
     assert results_told(mail) == ["spf=pass smtp.mailfrom", "dkim=pass header.d=c.test header.s=s header.a=rsa-sha256"]
+
+
+def test_nothing_is_said_of_a_policy_that_nobody_published() -> None:
+    (found,) = DmarcResult("none", "a.test").results()
+    assert (found.comment, found.properties) == ("", (("header", "from", "a.test"),))
+    (found,) = DmarcResult("permerror").results()
+    assert (found.comment, found.properties) == ("", ())
