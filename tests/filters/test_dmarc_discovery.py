@@ -22,11 +22,12 @@ class Noting(Zone):
 
 
 async def test_sender_cannot_use_up_the_questions_about_the_author() -> None:
-    records = Records(Noting(), LimitedResolver(Noting(), 0))
-    assert await records.at("a.test") is not None
-    assert not await records.exists("none.test")
+    records = Records(Noting(), LimitedResolver(Noting(), 1))
+    assert await records.at("c.test", is_author=False) is None
     with pytest.raises(Undecided):
         await records.at("b.test", is_author=False)
+    assert await records.at("a.test") is not None
+    assert not await records.exists("none.test")
 
 
 async def test_without_a_limit_all_questions_go_the_same_way() -> None:
