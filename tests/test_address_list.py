@@ -32,6 +32,7 @@ def is_clean(text: str) -> bool:
         ("Joe <joe@[192.0.2.1]>", ["joe@[192.0.2.1]"]),
         ('J. R. "Bob" Smith <a@b>', ["a@b"]),
         ('"a\\"b"@c', ['a"b@c']),
+        ("Joe <a@b> (home)\r\n ", ["a@b"]),
     ],
 )
 def test_the_grammar_is_read_with_its_obsolete_forms(text: str, keys: list[str]) -> None:
@@ -65,11 +66,18 @@ def test_the_grammar_is_read_with_its_obsolete_forms(text: str, keys: list[str])
         ("", []),
         ("Nobody:;", []),
         ("a@b>c@d", []),
+        ("a@b>", ["a@b"]),
+        ("a@b, (open", ["a@b"]),
+        ("a@b, (open (deeper)", ["a@b"]),
     ],
 )
 def test_what_is_not_clean_is_read_as_far_as_it_is_plain(text: str, keys: list[str]) -> None:
     assert found(text) == keys
     assert not is_clean(text)
+
+
+def test_a_group_ends_with_its_semicolon_also_where_no_comma_follows() -> None:
+    assert found("One: a@b; Two: c@d; e@f") == ["a@b", "c@d", "e@f"]
 
 
 @pytest.mark.parametrize("value", [b"a" * (MAX_OCTETS + 1), b"a@b," * (MAX_ADDRESSES + 1)])

@@ -1,8 +1,11 @@
+from ipaddress import IPv4Address
+
 import pytest
 
-from smtpd.findings import DkimResults, DkimSignature, SpfCheck, SpfResults
+from smtpd.addresses import parse_address
+from smtpd.findings import DkimResults, DkimSignature, DmarcResult, SpfCheck, SpfResults, results_told
 from smtpd.memory import MemoryServer
-from smtpd.model import Message, Transaction
+from smtpd.model import Message, Session, Transaction
 from smtpd.policy import PASS, Filter, Verdict
 
 
@@ -59,3 +62,18 @@ def test_signature_without_a_value_has_none_to_show() -> None:
     signatures = (DkimSignature("neutral", "a.test", "s"), DkimSignature("pass", "a.test", "s", signature="abc"))
     found = DkimResults(signatures)
     assert [result.properties[2:] for result in found.results()] == [(), (("header", "b", "abc"),)]
+
+
+def test_log_is_told_nobodys_address_and_no_signature() -> None:
+    session = Session(id="SESSION", listener="smtp", ip=IPv4Address("192.0.2.1"))
+    mail = Transaction(id="MAIL", session=session, sender=parse_address("joe@c.test"))
+    mail.facts.add(SpfResults(SpfCheck("pass", "mailfrom", "c.test", "joe@c.test")))
+    mail.facts.add(DkimResults((DkimSignature("pass", "c.test", "s", "rsa-sha256", "joe@c.test", "abcdefghij"),)))
+    assert results_told(mail) == ["spf=pass smtp.mailfrom", "dkim=pass header.d=c.test header.s=s header.a=rsa-sha256"]
+
+
+def test_nothing_is_said_of_a_policy_that_nobody_published() -> None:
+    (found,) = DmarcResult("none", "a.test").results()
+    assert (found.comment, found.properties) == ("", (("header", "from", "a.test"),))
+    (found,) = DmarcResult("permerror").results()
+    assert (found.comment, found.properties) == ("", ())

@@ -160,6 +160,19 @@ def test_closing_goes_through_to_the_content() -> None:
     assert content.is_closed
 
 
+@pytest.mark.parametrize(
+    ("head", "left"),
+    [
+        (b" Subject: a\r\nX-Smtpd-B: 2\r\nC: 3\r\n\r\n", b" Subject: a\r\nC: 3\r\n\r\n"),
+        (b" \t\r\n X-Smtpd-A: 1\r\nB: 2\r\nX-Smtpd-C: 3\r\n\r\n", b"B: 2\r\n\r\n"),
+        (b"Authentication-Results:\r\nother.example:\r\n\r\n", b"other.example:\r\n\r\n"),
+        (b"Authentication-Results: (\r\nA: ) other.example; none\r\n\r\n", b"A: ) other.example; none\r\n\r\n"),
+    ],
+)
+def test_a_field_begins_and_ends_with_its_own_lines(head: bytes, left: bytes) -> None:
+    assert b"".join(without_forged_fields(stored(head + b"Hello.\r\n"), OURS).chunks()) == left + b"Hello.\r\n"
+
+
 def test_neighbours_are_one_span() -> None:
     head = b"X-Smtpd-A: 1\r\nX-Smtpd-B: 2\r\nC: 3\r\nX-Smtpd-D: 4\r\n\r\n"
     assert forged_fields(head, OURS) == [(0, 28), (34, 48)]
@@ -190,6 +203,8 @@ def test_behind_many_fields_all_are_in_doubt() -> None:
     assert forged_fields(head + b"\r\n", OURS) == []
     assert forged_fields(head + honest + honest + b"\r\n", OURS) == [(len(head), len(head + honest + honest))]
     assert forged_fields(head + b"X-Smtpd-A: b\r\n" + b"\r\n", OURS) == [(len(head), len(head) + 14)]
+    ours = b"X-Smtpd-A: b\r\n" * (MAX_FIELDS + 1)
+    assert forged_fields(ours + honest + b"\r\n", OURS) == [(0, len(ours))]
 
 
 def test_a_million_octets_of_forged_fields_vanish() -> None:

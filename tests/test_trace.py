@@ -176,7 +176,11 @@ def test_delivered_to_names_the_mailbox() -> None:
 
 
 def test_a_field_of_a_filter_cannot_bring_another_one() -> None:
-    assert trace.field("X-Note", "a\r\nBcc: b\nc\0d") == b"X-Note: a Bcc: b c d\r\n"
+    assert trace.field("X-Note", "a\r\nBcc: b\nc\0d\x85e") == b"X-Note: a Bcc: b c d e\r\n"
+
+
+def test_a_comment_ends_where_it_is_meant_to() -> None:
+    assert trace.comment('a b(c)d\\e"f\ng\x7fh\u00e9') == "a b?c?d?e?f?g?h?"
 
 
 def test_a_field_of_a_filter_stays_folded() -> None:

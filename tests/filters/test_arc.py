@@ -239,6 +239,19 @@ async def test_nobody_is_believed_about_what_was_not_signed(tags: Tags, on_top: 
     assert (result.status, result.trusted_by, result.passed_upstream) == ("pass", "", False)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["Content-Transfer-Encoding", "Content-Type", "Date", "Message-ID", "MIME-Version", "Sender", "Subject"],
+)
+async def test_no_field_that_says_how_a_message_is_shown_may_be_there_twice(name: str) -> None:
+    _, *lines = LETTER.partition(b"\r\n\r\n")
+    once = b"From: Joe <joe@a.test>\r\n%b: 1" % name.encode() + b"".join(lines)
+    options = {"trusted_sealers": ["one.test"]}
+    assert (await found(ONE.forge(once, 1, signature={"h": "from"}), **options)).trusted_by == "one.test"
+    twice = f"{name}: 2\r\n".encode() + once
+    assert (await found(ONE.forge(twice, 1, signature={"h": "from"}), **options)).trusted_by == ""
+
+
 async def test_message_signature_may_be_by_another_key_than_the_seal() -> None:
     resolver = zone()
     other = Signer("host.two.test", "x")

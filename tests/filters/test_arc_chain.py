@@ -4,7 +4,7 @@ import pytest
 from arc_house import HOPS, ONE, Tags, chain, drop, field_of, found, zone
 from signer import LETTER
 
-from filters.arc_chain import MAX_SETS, Broken, read_chain
+from filters.arc_chain import MAX_SETS, Broken, has_ended, highest_instance, read_chain
 from filters.dkim_header import HeaderSection
 from smtpd.dns import Answer, Type
 from smtpd.zone import Zone
@@ -39,6 +39,11 @@ def test_good_chain_has_its_sets_in_order() -> None:
 @pytest.mark.parametrize("instance", [1, 2, 3])
 def test_set_without_one_field_breaks_the_chain(name: str, instance: int) -> None:
     assert why(drop(chain(3), name, instance)) == f"there is no {name} {instance}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_what_is_left_of_a_chain_is_one_that_failed(name: str) -> None:
+    assert (await found(field_of(chain(1), name, 1) + LETTER)).status == "fail"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -98,6 +103,7 @@ async def test_chain_that_has_failed_at_once_is_told() -> None:
         ({}, {"i": None}, "i= of ARC-Seal is no number from 1 to 50"),
         ({}, {"i": "0"}, "i= of ARC-Seal is no number from 1 to 50"),
         ({}, {"i": "51"}, "i= of ARC-Seal is no number from 1 to 50"),
+        ({}, {"i": "001"}, "i= of ARC-Seal is no number from 1 to 50"),
         ({}, {"i": "1.0"}, "i= of ARC-Seal is no number from 1 to 50"),
         ({}, {"i": "1" * 5000}, "i= of ARC-Seal is no number from 1 to 50"),
         ({"i": "x"}, {}, "i= of ARC-Message-Signature is no number from 1 to 50"),
@@ -161,9 +167,50 @@ def test_operator_may_want_fewer() -> None:
     assert why(chain(3), max_sets=2) == "there are more than 2 sets"
 
 
+@pytest.mark.parametrize(
+    ("message", "most", "is_unread"),
+    [
+        (long_chain(51), 50, False),
+        (long_chain(3), 2, True),
+        (drop(chain(2), "ARC-Seal", 1), 2, False),
+        (drop(chain(2), "ARC-Seal", 1), 50, False),
+    ],
+    ids=["longer than any may be", "longer than we want", "broken for us", "broken for all"],
+)
+async def test_chain_that_may_be_good_elsewhere_is_one_that_only_we_find_too_long(
+    message: bytes, most: int, is_unread: bool
+) -> None:
+    result = await found(message, max_instances=most)
+    assert (result.status, result.is_unread) == ("fail", is_unread)
+
+
 def test_highest_instance_counts_even_when_it_is_alone() -> None:
     three = HOPS[2].forge(LETTER, 3)
     assert why(three, max_sets=2) == "there are more than 2 sets"
+
+
+@pytest.mark.parametrize(
+    ("fields", "highest", "ended"),
+    [
+        (b"Subject: i=1; cv=fail\r\n", 0, False),
+        (b"ARC-Seal: i=2; cv=pass; b=AAAA\r\n", 2, False),
+        (b"ARC-Seal: i=2; cv=fail; b=AAAA\r\n", 2, True),
+        (b"ARC-Seal:cv = FAIL\r\n ; i\r\n = 3\r\n", 3, True),
+        (b"ARC-Seal: b=AAAA; cv=fail\r\n", 0, True),
+        (b"ARC-Seal: bi=9; i=2; xcv=fail\r\n", 2, False),
+        (b"ARC-Seal: i=2; cv=failing\r\n", 2, False),
+        (b"ARC-Message-Signature: a=b; i=4; cv=fail\r\nARC-Seal: i=3; cv=pass\r\n", 4, False),
+        (b"ARC-Message-Signature: z=i=9\r\n", 0, False),
+        (b"ARC-Authentication-Results: (i=9;) i=5; a.test; i=8\r\nARC-Seal: cv=pass; i=3\r\n", 5, False),
+        (b"ARC-Authentication-Results: a.test; i=8\r\n", 0, False),
+        (b"ARC-Seal: i=999999999\r\n", 999999999, False),
+    ],
+)
+def test_what_fields_say_for_themselves_is_read_from_the_tag_that_says_it(
+    fields: bytes, highest: int, ended: bool
+) -> None:
+    header = HeaderSection(fields + b"\r\n")
+    assert (highest_instance(header), has_ended(header)) == (highest, ended)
 
 
 @pytest.mark.parametrize("message", [drop(chain(2), "ARC-Seal", 1), long_chain(51), chain(1).replace(b"cv=none", b"")])

@@ -24,6 +24,7 @@ def passes(results: str) -> set[str]:
         "spf=pass smtp.mailfrom=bounce+x=y=z@list.test; dkim=pass header.b=ab/+c=; dmarc=pass header.from=a.test",
         'spf=pass smtp.mailfrom="joe; dmarc=fail header.from=a.test"@c.test; dmarc=pass header.from=a.test',
         "none; dmarc=pass header.from=a.test",
+        "spf=pass smtp.mailfrom=b.test;dmarc=pass header.from=a.test",
         "dmarc=pass header.from=a.test;",
         "dmarc=pass header.from=a.test; dmarc=fail header.from=b.test",
     ],

@@ -14,6 +14,7 @@ from filters.arc_seal import ArcSeal
 from filters.arc_sealer import Sealer, SealingKeyError, read_key
 from filters.dkim import Dkim
 from filters.dkim_body import SLICE
+from filters.dkim_signature import read_tags
 from smtpd import replies
 from smtpd.content import Content
 from smtpd.delivery import DeliveryAgent
@@ -246,6 +247,17 @@ async def test_chain_that_nobody_can_go_on_with_is_left_alone(key_file: Path, me
         assert server.count("smtpd_arc_checks_total", result="fail") == 1
         assert server.count("smtpd_arc_seals_total", filter="arc_seal", result=result) == 1
     assert Kept.seen.pop().endswith(b"\r\n" + message)
+
+
+def test_nobody_can_add_a_field_that_readers_see() -> None:
+    message = LETTER.replace(b"To:", b"To: eve@a.test\r\nTo:")
+    content = Content(ContentBudget(0), in_memory=1 << 20)
+    content.write(message)
+    fields = Sealer("mx.test", "arc", read_key(private_key())).seal(content, "mx.test; none", 1.8e9)
+    signed = [name.strip().lower() for name in read_tags(fields[1][1].encode())[b"h"].split(b":")]
+    there = {b"from": 1, b"to": 2, b"cc": 0, b"subject": 1, b"date": 1, b"content-type": 0}
+    there[b"content-transfer-encoding"] = 0
+    assert {name: signed.count(name) - 1 for name in there} == there
 
 
 async def test_chain_whose_keys_nobody_knows_now_is_left_alone(key_file: Path) -> None:

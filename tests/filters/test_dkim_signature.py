@@ -51,6 +51,7 @@ from filters.dkim_signature import claimed_domain, described, read_signature, re
         ({"bh": "A"}, "neutral", "bh= is not base64"),
         ({"l": "ten"}, "neutral", "l= is no number"),
         ({"t": "-1"}, "neutral", "t= is no number"),
+        ({"x": "9" * 5000}, "neutral", "x= is no number"),
         ({"t": "1700000001", "x": "4000000000", "l": "9" * 70}, "neutral", "l= is more than the body has"),
         ({"d": "a..test", "i": None}, "neutral", "d= or s= is no name"),
         ({"d": "[192.0.2.1]"}, "neutral", "d= or s= is no name"),
@@ -63,6 +64,25 @@ async def test_signature_gets_a_result_and_a_reason(tags: dict[str, str | None],
     signature = await only(JOE.sign(**tags))
     assert (signature.result, signature.reason) == (result, reason)
     assert signature.counts
+
+
+@pytest.mark.parametrize(
+    ("selector", "key_name"),
+    [
+        ("New", "new._domainkey.a.test"),
+        ("bücher", "xn--bcher-kva._domainkey.a.test"),
+        ("a\x01b", ""),
+        ("a\x7fb", ""),
+        ("ü b", ""),
+    ],
+)
+def test_key_is_looked_up_by_names_that_dns_has(selector: str, key_name: str) -> None:
+    tags = {**read_tags(JOE.field().partition(b":")[2]), b"s": selector.encode()}
+    if key_name:
+        assert read_signature(tags, 1_700_000_000).key_name == key_name
+    else:
+        with pytest.raises(Unusable, match="d= or s= is no name"):
+            read_signature(tags, 1_700_000_000)
 
 
 @pytest.mark.parametrize("field", [b"v=1; v=1", b"", b";;;", b"no tags", b"1=2", b"=;="])
@@ -132,3 +152,8 @@ def test_any_tags_are_a_signature_or_unusable(pairs: dict[bytes, bytes]) -> None
 def test_of_a_signature_the_first_400_characters_are_kept_without_blanks() -> None:
     value = b"\r\n\t".join([b"abcdefghi "] * 100)
     assert described({b"b": value}).signature == ("abcdefghi" * 45)[:400]
+
+
+def test_what_reports_show_of_a_broken_signature_is_what_it_says_and_no_more_than_255_characters() -> None:
+    shown = described({b"d": b"a..test", b"s": b"s" * 300, b"i": b"@" * 300})
+    assert (shown.domain, shown.selector, shown.identity) == ("a..test", "s" * 255, "@" * 255)

@@ -85,6 +85,14 @@ async def test_pass_of_a_testing_key_counts_only_when_the_operator_says_so() -> 
     assert (await only(JOE.sign(), s=record)).testing
 
 
+def test_signatures_have_results_before_the_first_octet_of_the_body_is_read() -> None:
+    content = InMemory(JOE.sign(LETTER.replace(b"Hi", b"Ho")).replace(b"Ho", b"Hi", 1))
+    forged = work_on(content)
+    assert [(one.result, one.unread) for one in forged.so_far()] == [("fail", False)]
+    good = work_on(InMemory(JOE.sign()))
+    assert [(one.result, one.unread) for one in good.so_far()] == [("temperror", True)]
+
+
 # Beside dkimpy
 
 SIGNERS = {signer.name: signer for signer in (JOE, SMALL, ED25519)}
@@ -120,6 +128,15 @@ class InMemory:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def work_on(content: InMemory) -> Verification:
+    """The work that is to come, for a signature with JOE's key."""
+    header = HeaderSection(content.head())
+    (place,) = header.places(b"dkim-signature")
+    tags = read_tags(header.value(place))
+    candidate = Candidate(place, described(tags), read_signature(tags, time.time()))
+    return Verification(header, content, [candidate], {JOE.name: parse_key(JOE.record.encode())})
 
 
 def passes(message: bytes) -> bool:

@@ -19,6 +19,12 @@ def test_all_tags_of_a_record() -> None:
     assert record.reports_to == ("mailto:a@b.example", "https://c.example/d")
 
 
+def test_case_makes_no_difference_behind_the_version() -> None:
+    lower = b"adkim=s; aspf=s; t=y; psd=n; p=reject; sp=none; fo=d"
+    assert parse_record(b"V=DMARC1; " + lower.upper()) == parse_record(b"v=DMARC1; " + lower)
+    assert parse_record(b"v=DMARC1; psd=Y; p=none") == parse_record(b"v=DMARC1; psd=y; p=none")
+
+
 def test_defaults_of_a_record() -> None:
     record = parse_record(b"v=DMARC1; p=none")
     assert record is not None
@@ -52,8 +58,12 @@ def test_options_for_failure_reports_that_contradict_each_other_mean_the_default
 
 
 @pytest.mark.parametrize(
-    "uri", ["d@example.com", "mailto:", "mailto:d", "mailto:a@b@c", "mailto: a@b", "://x", "mailto:\xe9@b", ""]
-)
+    "uri",
+    [
+        "d@example.com", "mailto:", "mailto:d", "mailto:a@b@c", "mailto: a@b", "mailto:@b", "mailto:\xe9@b", "://x",
+        "https:a b", "",
+    ],
+)  # fmt: skip
 def test_what_is_no_address_for_reports_is_left_out(uri: str) -> None:
     record = parse_record(f"v=DMARC1; p=none; rua={uri}, mailto:good@example.com".encode())
     assert record is not None

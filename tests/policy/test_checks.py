@@ -93,13 +93,41 @@ def returns(**parts: Any) -> type[Filter]:
 CRASHES = [
     Broken, Careless, CancelsItself, ForgesFields, TimesOutInside, Panics, Exits,
     returns(reply="550 5.7.1 No"), returns(labels=["junk"]), returns(labels={1}), returns(headers=[("X-Score", 5)]),
-    returns(headers=["X-Score: 5"]), returns(recipients=["joe"]),
+    returns(headers=["X-Score: 5"]), returns(recipients=["joe"]), returns(headers=[("X:Bcc", "b")]),
+    returns(headers=[("X" * 77, "b")]),
 ]  # fmt: skip
+
+
+class Slow(Filter):
+    name = "slow"
+
+    async def on_mail(self, mail: Transaction) -> Verdict:
+        for _ in range(10):
+            await asyncio.sleep(0)
+        return Verdict(NO)
+
+
+class Interrupted(Filter):
+    name = "broken"
+
+    async def on_mail(self, mail: Transaction) -> Verdict:
+        raise KeyboardInterrupt
 
 
 async def ask_for_recipient(world, policy) -> Reply | None:
     mail = world.mail()
     return await policy.mail(mail) or await policy.recipient(mail, world.recipient())
+
+
+async def test_filter_without_a_time_limit_is_waited_for(world):
+    assert await ask_for_recipient(world, world.policy((Slow, {"timeout": 0}))) == NO
+
+
+async def test_interrupt_by_the_operator_is_no_crash_of_a_filter(world):
+    question = world.policy(Interrupted).mail(world.mail())
+    with pytest.raises(KeyboardInterrupt):
+        question.send(None)
+    assert world.count("smtpd_filter_errors_total", filter="broken", kind="exception") == 0
 
 
 @pytest.mark.parametrize("kind", CRASHES)
@@ -127,10 +155,24 @@ async def test_filter_that_hangs_is_not_waited_for(world):
     assert [line["event"] for line in world.logged()] == ["filter-timed-out"] * 2
 
 
-async def test_error_is_in_the_trace(world):
+@pytest.mark.parametrize(
+    ("kind", "options", "line"),
+    [
+        (Broken, {}, ("broken", "error", "")),
+        (Broken, {"on_error": "defer"}, ("broken", "error", "filter-failed")),
+        (Hanging, {"timeout": "1ms"}, ("hanging", "timeout", "")),
+        (Hanging, {"timeout": "1ms", "on_error": "defer"}, ("hanging", "timeout", "filter-failed")),
+    ],
+)
+async def test_error_is_in_the_trace(world, kind, options, line):
     mail = world.mail()
-    await world.policy(Broken).mail(mail)
-    assert [(one.filter, one.stage, one.result) for one in mail.trace] == [("broken", "mail", "error")]
+    policy = world.policy((kind, options))
+    await policy.mail(mail)
+    await policy.recipient(mail, world.recipient())
+    first = mail.trace[0]
+    assert (first.filter, first.result, first.reply) == line
+    assert first.stage == "mail"
+    assert 0 <= first.seconds < 60
 
 
 async def test_observed_filter_may_break_without_consequence(world):
@@ -155,6 +197,25 @@ async def test_error_counts_for_one_transaction_only(world):
     Shaky.works = True
     assert await ask_for_recipient(world, policy) is None
     assert not world.session.held
+
+
+async def test_only_the_question_that_broke_is_asked_again(world):
+    asked = []
+
+    class Twofold(Filter):
+        async def on_connect(self, session: Session) -> Verdict:
+            asked.append(session)
+            raise ConnectionError
+
+        async def on_mail(self, mail: Transaction) -> Verdict:
+            asked.append(mail)
+            return PASS
+
+    policy = world.policy((Twofold, {"on_error": "defer"}))
+    await policy.connect(world.session)
+    mail = world.mail()
+    await policy.mail(mail)
+    assert asked == [world.session, world.session, mail]
 
 
 async def test_check_that_keeps_failing_does_not_pile_up(world):

@@ -96,6 +96,13 @@ async def test_verdict_at_rcpt_held_to_the_message_is_about_its_recipient(world,
     assert (await policy.message(mail, world.message())).refused == {mail.recipients[1]: NO}
 
 
+async def test_headers_of_a_refusal_that_is_silenced_stand_once(world, mail):
+    headers = (("X-Score", "9"),)
+    world.session.trusted = True
+    judgement = await judged(world, mail, (at_message("a", Verdict(NO, headers=headers)), {"unless": ["trusted"]}))
+    assert judgement == Judgement(headers=headers)
+
+
 async def test_what_was_silenced_at_rcpt_is_not_raised_again(world, mail):
     class Refuses(Filter):
         async def on_mail(self, mail: Transaction) -> Verdict:
@@ -250,12 +257,29 @@ class StuckEarly(Filter):
         return PASS
 
 
+class AnsweredBefore(Stuck):
+    name = "before"
+
+    async def on_mail(self, mail: Transaction) -> Verdict:
+        return PASS
+
+
 class StuckChanger(Stuck):
     name = "changer"
     changes = True
 
 
 QUICK = at_message("quick", PASS)
+
+
+async def test_trace_names_also_who_had_an_answer_before(world, mail):
+    policy = world.policy(AnsweredBefore)
+    await policy.mail(mail)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await policy.message(mail, world.message())
+    policy.abort(mail)
+    assert [(one.stage, one.result) for one in mail.trace] == [("mail", "pass"), ("message", "unanswered")]
 
 
 @pytest.mark.parametrize(

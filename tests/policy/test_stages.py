@@ -117,6 +117,14 @@ async def test_other_recipient_filters_wait_for_the_agent(world):
     assert (reply, reply.values["filter"]) == (LATER, "greylist")
 
 
+async def test_recipients_that_are_refused_at_once_leave_nothing_behind(world):
+    policy = world.policy(at_rcpt("greylist", Verdict(LATER)))
+    mail = world.mail()
+    for _ in range(3):
+        assert await policy.known_recipient(mail, world.recipient()) == LATER
+    assert not mail.held
+
+
 async def test_postmaster_stays_reachable(world):
     policy = world.policy(
         at_connect("rbl", Verdict(NO)), at_rcpt("access", Verdict(NO), early=True), at_rcpt("greylist", Verdict(LATER))
@@ -142,6 +150,19 @@ async def test_condition_silences_when_the_refusal_would_be_spoken(world, condit
     mail = world.mail()
     assert await policy.recipient(mail, world.recipient()) is None
     assert [one.result for one in mail.trace] == ["silenced"]
+
+
+@pytest.mark.parametrize("condition", ["authenticated", "trusted", "tls"])
+async def test_condition_that_the_operator_did_not_name_silences_nothing(world, condition):
+    others = [one for one in ("authenticated", "trusted", "tls") if one != condition]
+    policy = world.policy((at_connect("rbl", Verdict(NO)), {"unless": [condition]}))
+    if "authenticated" in others:
+        world.session.login = "ann"
+    world.session.trusted = "trusted" in others
+    if "tls" in others:
+        world.session.tls = TlsInfo("TLSv1.3", "AES", 256)
+    await policy.connect(world.session)
+    assert await policy.recipient(world.mail(), world.recipient()) == NO
 
 
 async def test_label_of_another_filter_silences(world):
