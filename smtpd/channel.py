@@ -16,7 +16,7 @@ from smtpd import replies
 from smtpd.carrier import Transport
 from smtpd.commands import limit_for
 from smtpd.content import Receiver
-from smtpd.endings import Disconnected, Draining, Overrun, TimedOut
+from smtpd.endings import Disconnected, Draining, Ended, Overrun, TimedOut
 from smtpd.limits import DataRate
 from smtpd.model import TlsInfo
 from smtpd.replies import Refused, Reply
@@ -283,7 +283,7 @@ class Channel:
         """The client will send nothing more."""
         self.ended = True
         if self._waiting and not self._is_due and not (self._blocked and self.pending):
-            self._advance(Disconnected())
+            self._advance(Disconnected)
         elif self.vanished or self._finishing:
             self._vanish()
 
@@ -292,7 +292,7 @@ class Channel:
         self._lost = self.ended = True
         self._out = b""
         if self._waiting:
-            self._advance(Disconnected())
+            self._advance(Disconnected)
         else:
             self._vanish()
 
@@ -305,7 +305,7 @@ class Channel:
     def _leave(self, task: asyncio.Task[Any]) -> None:
         if self._task is task:
             task.remove_done_callback(self._task_done)
-            self._advance(Disconnected())
+            self._advance(Disconnected)
 
     def blocked(self, is_blocked: bool) -> None:
         """The client does not read what we say (True), or reads again: no input is taken meanwhile."""
@@ -313,7 +313,7 @@ class Channel:
         if is_blocked or not self._waiting:
             return
         if self.pending or self.ended:
-            self._advance(None if self.pending else Disconnected())
+            self._advance(None if self.pending else Disconnected)
         else:
             self._resume()
 
@@ -321,7 +321,7 @@ class Channel:
         """The server wants to stop: between two messages, or `now`."""
         self._draining = True
         if self._waiting and (now or self._idle):
-            self._advance(Draining())
+            self._advance(Draining)
         elif now and self._task is not None and not self._finishing:
             self._task.cancel()
 
@@ -337,7 +337,7 @@ class Channel:
             self._resume()  # an encrypted connection that is paused would not notice its end
             self._transport.close()
 
-    def _advance(self, error: Exception | None = None) -> None:
+    def _advance(self, error: type[Ended] | None = None) -> None:  # an instance and our frame would hold each other
         if self._coroutine is None:
             return
         self._waiting = self._is_due = False
@@ -389,7 +389,7 @@ class Channel:
         if self._is_due or self._loop.time() + 0.002 < self._deadline:
             self._arm()
         else:
-            self._advance(TimedOut())
+            self._advance(TimedOut)
 
     def _end(self) -> None:
         self._coroutine, self._data = None, b""
