@@ -54,15 +54,11 @@ class Channel:
         self._coroutine: Coroutine[object, None, None] | None = None
         self._task: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
-        self._deadline = 0.0
-        self._waiting = self._idle = self._is_due = False
-        self._finishing = False
-        self._paused = self._blocked = False
+        self._timer_at = self._deadline = 0.0
+        self._waiting = self._idle = self._is_due = self._finishing = self._paused = self._blocked = False
         self.ended = False
         """Whether the client can say nothing more, nor that it has read what we say."""
-        self._lost = False
-        self._draining = False
+        self._lost = self._draining = False
         self._read = 0
         self.burst = _BURST
         """Octets of replies from which on others have their turn; 0: once right behind the next one, with no flush."""
@@ -221,7 +217,10 @@ class Channel:
                 self._task = None
         if task.cancelled():
             raise Draining if self._draining and not self.vanished else Disconnected
-        return task.result()
+        try:
+            return task.result()
+        finally:
+            del task  # its exception and our frame would hold each other
 
     async def start_tls(self) -> TlsInfo:
         """Upgrade; the 220 must be written already. Disconnected when the handshake fails."""
@@ -364,7 +363,8 @@ class Channel:
             assert isinstance(wanted, asyncio.Task)
             wanted.add_done_callback(self._task_done)
 
-    def _task_done(self, _: asyncio.Task[Any]) -> None:
+    def _task_done(self, task: asyncio.Task[Any]) -> None:
+        del task  # as in `run`
         self._advance()
 
     def _resume(self) -> None:

@@ -1,11 +1,8 @@
 """The channel between octets and a conversation: lines, limits, back-pressure, time, and clients that go away."""
 
 import asyncio
-import gc
 import sys
-import weakref
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
@@ -13,7 +10,7 @@ import pytest
 from smtpd import channel
 from smtpd.channel import HIGH_WATER, Channel
 from smtpd.content import Content, DataReceiver
-from smtpd.endings import Disconnected, Draining, Ended, Overrun, TimedOut
+from smtpd.endings import Disconnected, Draining, Overrun, TimedOut
 from smtpd.limits import ContentBudget
 from smtpd.memory import MemoryTransport
 from smtpd.replies import Refused
@@ -362,32 +359,3 @@ async def test_listening_sees_who_speaks_first(line: Line) -> None:
         await asyncio.sleep(0.01)
     line.channel.feed(b"EHLO")
     assert line.read == ["False", "True"]
-
-
-def nothing(_: Channel) -> None:
-    """Leave it to time."""
-
-
-@pytest.mark.parametrize("end", [Channel.lost, Channel.feed_eof, Channel.interrupt, nothing])
-async def test_conversation_that_ended_waits_for_no_garbage_collector(end: Callable[[Channel], None]) -> None:
-    """What is there when the server sets aside what lasts (`gc.freeze`), that never looks at."""
-
-    async def conversation(channel: Channel, memory: set[int]) -> None:
-        with suppress(Ended):
-            await channel.line(0.01, idle=True)
-        memory.add(1)
-
-    def begin() -> weakref.ref[set[int]]:
-        memory: set[int] = set()
-        line.start(conversation(line.channel, memory))
-        return weakref.ref(memory)
-
-    line = Line()
-    gc.disable()
-    try:
-        memory = begin()
-        end(line.channel)
-        await line.is_over.wait()
-        assert memory() is None
-    finally:
-        gc.enable()
