@@ -54,7 +54,7 @@ class Connection(asyncio.Protocol):
         self.is_dirty = False
         """Whether the server may have a transaction open."""
         self.is_used = False
-        """Whether it has served before: then the server may have hung up meanwhile without being broken."""
+        """Whether it has served or waited before: then the server may have hung up meanwhile without being broken."""
 
     @property
     def is_alive(self) -> bool:

@@ -45,7 +45,7 @@ from delivery_agents.statuses import read_status
 from smtpd import replies
 from smtpd.delivery import VERIFY_SECONDS, Delivery, DeliveryAgent
 from smtpd.model import Message, Recipient, Transaction
-from smtpd.options import AgentOptions, Seconds
+from smtpd.options import AgentOptions, Seconds, as_tuple
 from smtpd.plugins import BrokenPlugin
 from smtpd.replies import Reply, clean
 from smtpd.services import Services
@@ -53,16 +53,12 @@ from smtpd.services import Services
 _ASKING = VERIFY_SECONDS - 5.0  # seconds for an answer at RCPT: below the limit that the server sets itself
 
 
-def _sequence(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
 class HandlerOptions(AgentOptions):
     """Options of `handler`."""
 
     handler: str
     """Class that messages are given to, such as "aiosmtpd.handlers:Mailbox"."""
-    arguments: Annotated[tuple[str | int | float | bool, ...], BeforeValidator(_sequence)] = ()
+    arguments: Annotated[tuple[str | int | float | bool, ...], BeforeValidator(as_tuple)] = ()
     """What its constructor is called with, such as ["/var/mail/all"]."""
     timeout: Seconds = 60.0
     """Longest time until the handler has answered, the wait for a free place included."""

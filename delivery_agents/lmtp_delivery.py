@@ -22,7 +22,7 @@ from delivery_agents.failures import Failure, Lost, Nonsense, TimedOut
 from delivery_agents.framing import dot_stuffed, in_blocks, in_one_chunk
 from delivery_agents.pool import Pool
 from smtpd import replies
-from smtpd.delivery import Delivery, DeliveryAgent, Outcome
+from smtpd.delivery import AgentAnswer, Delivery, DeliveryAgent
 from smtpd.model import Message, Recipient, Transaction
 from smtpd.replies import Refused, Reply
 
@@ -112,7 +112,7 @@ class LmtpDelivery(Delivery):
         self._account.answered("rcpt", answer)
         return None if answer.is_positive else as_reply(answer)
 
-    async def deliver(self, message: Message) -> Outcome:
+    async def deliver(self, message: Message) -> AgentAnswer:
         """Hand the message over for exactly the recipients that are left."""
         paths = {recipient: self._terms.path(self.mail, recipient) for recipient in self.mail.recipients}
         parcel = Parcel(self._terms.header(self.mail), message)
@@ -188,7 +188,7 @@ class LmtpDelivery(Delivery):
     ) -> tuple[Connection, Answer, dict[Path, Answer]]:
         """Say MAIL and RCPT: the connection, what MAIL was answered, and, if it was accepted, what each RCPT was.
 
-        A connection that has served before may have been closed meanwhile, or has served enough, so another one is
+        A connection that has served or waited may have been closed meanwhile, or has served enough, so another one is
         tried, once.
         """
         deadline = self._deadline()
@@ -320,7 +320,9 @@ class LmtpDelivery(Delivery):
             raise
 
     def _unavailable(self, failure: Failure) -> Reply:
-        return self._named(replies.BACKEND_TIMEOUT if isinstance(failure, TimedOut) else replies.BACKEND_DOWN)
+        if isinstance(failure, TimedOut):
+            return self._named(replies.BACKEND_TIMEOUT)
+        return self._named(replies.BACKEND_LOST if isinstance(failure, Lost) else replies.BACKEND_DOWN)
 
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._terms.reply_timeout

@@ -7,7 +7,6 @@ none leads out of the root; what would be too long for a file name ends in a dig
 
 from __future__ import annotations
 
-import asyncio
 import glob
 import hashlib
 import itertools
@@ -19,13 +18,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-from smtpd import files
 from smtpd.addresses import Address, AddressError, parse_address
+from smtpd.watched_file import WatchedFile
 
 MAX_NAME = 200  # octets of one directory name; file systems allow 255
-MAX_FILE = 64 << 20  # octets of a file of recipients
 _LOOKED_AT = 10_000  # directories, for whether any can be written
-CHECK_SECONDS = 1.0  # between two looks at whether that file has changed
 
 _PLAIN = re.compile(r"[a-z0-9_+=\-][a-z0-9._+=\-]*+")
 _PLACEHOLDER = re.compile(r"\{(\w*)\}")
@@ -69,9 +66,13 @@ class Layout:
                 if os.path.islink(path) and not os.path.exists(path):
                     raise
                 path = os.path.dirname(path)
-                if _is_empty(path):
-                    raise FileNotFoundError(f"there is nothing in {path}; is it mounted?") from None
+                if problem := _emptiness(path):
+                    raise FileNotFoundError(problem) from None
             return False
+
+    def emptiness(self) -> str:
+        """Why nobody can say who has a mailbox, although the root is there, or ""."""
+        return _emptiness(self.root)
 
     def fullness(self) -> str:
         """Why the filesystem of the root takes nothing more, or ""; a mailbox may well be on another one."""
@@ -110,12 +111,12 @@ class Layout:
         return list(itertools.islice(filter(os.path.isdir, glob.iglob(pattern)), _LOOKED_AT))
 
 
-def _is_empty(directory: str) -> bool:
+def _emptiness(directory: str) -> str:
     try:
         with os.scandir(directory) as found:
-            return next(found, None) is None
+            return "" if next(found, None) else f"there is nothing in {directory}; is it mounted?"
     except (FileNotFoundError, NotADirectoryError):
-        return False
+        return ""
 
 
 def _takes_mail(mailbox: str) -> bool:
@@ -175,72 +176,35 @@ class KnownRecipients:
 
 
 class RecipientFile(KnownRecipients):
-    """Addresses from a file, one per line; "#" starts a comment. Read again when it has changed.
-
-    A file that cannot be used leaves the old addresses in force and is reported through `complain`. One that cannot be
-    read is tried again, one that makes no sense, or has lost all its addresses, is left alone until it changes. While
-    somebody writes into it the old addresses hold, and of others nobody can say whether they will be there.
-    """
+    """Addresses from a file, one per line; "#" starts a comment. See `WatchedFile` for when it is read again."""
 
     def __init__(
         self, layout: Layout, path: str, *, clock: Callable[[], float], complain: Callable[[Exception], None]
     ) -> None:
         super().__init__(layout)
         self._path = Path(path)
-        self._clock = clock
-        self._complain = complain
-        self._stamp: files.Stamp | None = None
-        self._looked = 0.0
-        self._problem = ""
-        self._reading = asyncio.Lock()
-        self._rest = files.Rest(clock)
-        self._is_complete = True
+        self._file = WatchedFile(self._path, self._parse, self._keys, clock=clock, complain=complain)
+
+    def __contains__(self, key: tuple[str, str]) -> bool:
+        return key in self._file.content
 
     @property
     def is_complete(self) -> bool:
         """Not while somebody writes, or has not begun to."""
-        return self._is_complete and bool(self._keys)
+        return self._file.is_settled and bool(self._file.content)
 
     def load(self) -> None:
         """Read the file now; OSError when it cannot be read, ValueError when it makes no sense."""
-        self._keys, self._stamp = self._read()
+        self._file.load()
 
     async def refresh(self) -> None:
-        """Look for a change, at most once per CHECK_SECONDS; reading is done in a thread."""
-        if self._clock() - self._looked < CHECK_SECONDS or self._reading.locked():
-            return
-        async with self._reading:
-            self._looked = self._clock()
-            found = files.stamp(self._path)
-            self._is_complete = found is None or found == self._stamp or self._rest.has_come(found)
-            if found == self._stamp or not self._is_complete:
-                return
-            try:
-                await asyncio.to_thread(self._replace)
-            except ValueError as exception:
-                self._stamp = found
-                self._complain(exception)
-            except OSError as exception:  # it may be over in a moment, such as too many open files
-                if str(exception) != self._problem:
-                    self._complain(exception)
-                self._problem = str(exception)
-            else:
-                self._problem = ""
+        """Look for a change, now and then."""
+        await self._file.refresh()
 
-    def _replace(self) -> None:
-        keys, stamp = self._read()
-        if files.stamp(self._path) != stamp:  # somebody has begun to write again
-            self._is_complete = False
-            return
-        if self._keys and not keys:
-            raise ValueError(f"{self._path} holds no address any more")
-        self._keys, self._stamp = keys, stamp
+    def _parse(self, content: bytes) -> frozenset[tuple[str, str]]:
+        return frozenset(self._entries(content.decode("utf-8")))
 
-    def _read(self) -> tuple[frozenset[tuple[str, str]], files.Stamp]:
-        content, stamp = files.read(self._path, max_bytes=MAX_FILE)
-        return frozenset(self._parse(content.decode("utf-8"))), stamp
-
-    def _parse(self, text: str) -> Iterator[tuple[str, str]]:
+    def _entries(self, text: str) -> Iterator[tuple[str, str]]:
         for number, line in enumerate(text.splitlines(), 1):
             address = line.strip()
             if address and not address.startswith("#"):

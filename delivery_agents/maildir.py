@@ -9,8 +9,10 @@ A message for several mailboxes is stored once and linked into each of them. On 
 and, only when there is a single recipient, Delivered-To: with several it would tell each of them about
 the others. A message that was delivered to the same address before is refused, it is looping.
 
-With `recipients = "existing"`, a directory of mailboxes that is missing or has nothing in it says nothing about who is
-there: it may not be mounted, so mail is put off (451).
+With `recipients = "existing"` a mailbox is a directory that is there, even an empty one: the first is made by
+`mkdir -p /var/mail/example.com/alice`, with the server's user as its owner. A directory above mailboxes that has
+nothing in it may not be mounted, so mail for those below it is put off (451). The one above all may not be missing
+either; when that is so, or it is empty, `/readyz` and `smtpd doctor` say so.
 
 What comes for `user+detail@domain` goes to `user@domain` unless a mailbox with the whole name is known.
 If one of several mailboxes cannot be written, the message goes into none of them and the client hears
@@ -49,7 +51,7 @@ from smtpd import replies, trace
 from smtpd.addresses import Address, AddressError, parse_address
 from smtpd.delivery import DeliveryAgent
 from smtpd.model import Message, Recipient, Transaction
-from smtpd.options import AgentOptions, Bytes, InputFile, Options
+from smtpd.options import AgentOptions, Bytes, InputFile, Options, as_tuple
 from smtpd.plugins import BrokenPlugin
 from smtpd.replies import Reply
 from smtpd.services import Services
@@ -78,10 +80,6 @@ def _check_recipients(value: object) -> object:
     return value
 
 
-def _sequence(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
 class FileOfRecipients(Options):
     """Recipients that stand in a file."""
 
@@ -97,7 +95,7 @@ class MaildirOptions(AgentOptions):
     """Directory of a mailbox with the placeholders {domain} and {user}; without any, "/{domain}/{user}" is added."""
     recipients: Annotated[
         Literal["existing", "any"] | tuple[str, ...] | FileOfRecipients,
-        BeforeValidator(_sequence),
+        BeforeValidator(as_tuple),
         AfterValidator(_check_recipients),
     ] = "existing"
     """Who gets mail: "existing" mailboxes only, "any" local part, a list of addresses, or { file = "PATH" };
@@ -166,11 +164,13 @@ class Maildir(DeliveryAgent):
         await self._committer.stop()
 
     async def health(self) -> str | None:
-        """Whether the root is there with room below it, and the committer works."""
+        """Whether the committer works and the root can hold mail; not an empty one where mailboxes have to exist."""
         if not self._committer.is_running:
             return f"agent {self.name} is not running"
         if not os.access(self._layout.root, os.R_OK | os.X_OK):
             return f"{self._layout.root} cannot be read"
+        if self.options.recipients == "existing" and (problem := self._layout.emptiness()):
+            return problem
         return self._layout.fullness() or None
 
     async def verify(self, recipient: Recipient, mail: Transaction) -> Reply | None:

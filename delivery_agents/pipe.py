@@ -53,7 +53,7 @@ from smtpd import replies, trace
 from smtpd.delivery import Delivery, DeliveryAgent
 from smtpd.metrics import Counter, Gauge
 from smtpd.model import Message, Recipient, Transaction
-from smtpd.options import AgentOptions, Bytes, Seconds
+from smtpd.options import AgentOptions, Bytes, Seconds, as_tuple
 from smtpd.plugins import BrokenPlugin
 from smtpd.replies import MAX_VALUE, Reply, clean
 from smtpd.services import Services
@@ -71,10 +71,6 @@ CONNECTING = 20.0  # seconds for the greeting of a program that speaks LMTP
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def _sequence(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _check_environment(environment: dict[str, str]) -> dict[str, str]:
     for name, value in environment.items():
         if not name or "=" in name or "\0" in name + value:
@@ -85,7 +81,7 @@ def _check_environment(environment: dict[str, str]) -> dict[str, str]:
 class PipeOptions(AgentOptions):
     """Options of `pipe`."""
 
-    command: Annotated[tuple[str, ...], BeforeValidator(_sequence), AfterValidator(check_command)]
+    command: Annotated[tuple[str, ...], BeforeValidator(as_tuple), AfterValidator(check_command)]
     """The program with its whole path, and its arguments, which may hold {user} and the like."""
     protocol: Literal["message", "lmtp"] = "message"
     """Whether the program reads a message, or speaks LMTP."""

@@ -89,6 +89,7 @@ class Pool:
             self.discard(connection)
             return
         connection.reset()
+        connection.is_used = True
         self._idle[connection] = asyncio.get_running_loop().time()
         if self._sweeper is None:
             self._sweep()

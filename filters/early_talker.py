@@ -3,8 +3,8 @@
 A client speaks early when octets of it are there
 
 - before our banner, which is held back for `greet_delay` (with implicit TLS: after the handshake);
-- behind EHLO, HELO or DATA before we have answered: commands may be sent in groups, but these end a group
-  (RFC 2920 §3.1);
+- behind EHLO, HELO, DATA, AUTH, VRFY, EXPN, TURN or NOOP before we have answered: commands may be sent in groups, but
+  these end a group (RFC 2920 §3.1);
 - behind any command, when nobody told it that commands may be sent in groups: it said HELO, or PIPELINING is off.
 
 The verdict is a refusal at RCPT (550 5.7.1), or at the end of data for who spoke early only behind DATA, and the

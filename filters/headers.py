@@ -35,7 +35,7 @@ from smtpd.addresses import AddressError
 from smtpd.content import MAX_HEAD
 from smtpd.header_fields import count_fields
 from smtpd.model import Message, Transaction
-from smtpd.options import Bytes, FilterOptions
+from smtpd.options import Bytes, FilterOptions, as_tuple
 from smtpd.policy import PASS, Filter, Verdict
 from smtpd.services import Services
 
@@ -58,12 +58,8 @@ def _field_name(name: str) -> str:
     return name
 
 
-def _sequence(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
 FieldName = Annotated[str, AfterValidator(_field_name)]
-FieldNames = Annotated[tuple[FieldName, ...], BeforeValidator(_sequence)]
+FieldNames = Annotated[tuple[FieldName, ...], BeforeValidator(as_tuple)]
 
 
 class HeadersOptions(FilterOptions):

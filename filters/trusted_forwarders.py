@@ -18,17 +18,17 @@ sends with the best intentions, and whatever it is refused bounces to somebody w
   are treated as with every other client, also when they are in the same message. One that `[smtpd.domains]` does not
   have is a mistake in the configuration.
 
-Whose names cannot be looked up now is no trusted forwarder now; but as it may be one, `dmarc` and `own_domain` put its
-mail off (451 4.7.1) where they would refuse it.
+Whose names cannot be looked up now is no trusted forwarder now; but as it may be one, `dmarc`, `own_domain` and
+`sender_domain` put its mail off (451 4.7.1) where they would refuse it.
 
 The first entry that knows the client counts: entries with its address come before those with its name. An entry that
 can never be reached, because an earlier one has the same, is a mistake in the configuration.
 
 Recipients that the client forwards to get the label `trusted-forwarder`:
 
-- filters with that label in their `unless` refuse nothing for them. `spf` and `own_domain` have it there by default;
-  put it into `unless` of every other filter that judges the client's address, such as blocklists and greylisting. The
-  label is there at RCPT, so those filters cannot have an `act_at` before it.
+- filters with that label in their `unless` refuse nothing for them. `spf`, `own_domain` and `sender_domain` have it
+  there by default; put it into `unless` of every other filter that judges the client's address, such as blocklists and
+  greylisting. The label is there at RCPT, so those filters cannot have an `act_at` before it.
 - `dmarc` obeys no policy for them, and says so in Authentication-Results (`override=trusted_forwarder`).
 
 With `never_reject = true` they also get the label `never-reject`: no filter refuses a message to them any more with
@@ -54,7 +54,7 @@ from smtpd.addresses import AddressError, normalise_domain
 from smtpd.findings import IprevResult, TrustedForwarder
 from smtpd.metrics import Counter
 from smtpd.model import Recipient, Session, Transaction
-from smtpd.options import FilterOptions, IPNetwork, Networks, Options, Seconds, StageName
+from smtpd.options import FilterOptions, IPNetwork, Networks, Options, Seconds, StageName, as_tuple
 from smtpd.patterns import HostPatterns, HostSet, NetworkSet, host_key
 from smtpd.policy import NEVER_REJECT, PASS, Filter, Verdict
 from smtpd.services import Services
@@ -68,10 +68,6 @@ CONNECTIONS = Counter(
 LABEL = "trusted-forwarder"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-def _sequence(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _domain(text: str) -> str:
@@ -90,7 +86,7 @@ class Forwarder(Options):
     """Its addresses."""
     reverse_names: HostPatterns = ()
     """Its names, such as "mx.host.example" or "*.host.example"."""
-    domains: Annotated[tuple[Annotated[str, AfterValidator(_domain)], ...], BeforeValidator(_sequence)] = ()
+    domains: Annotated[tuple[Annotated[str, AfterValidator(_domain)], ...], BeforeValidator(as_tuple)] = ()
     """Recipient domains of ours that it forwards to; empty: all."""
     never_reject: bool = False
     """Whether no filter refuses messages from it with 5xx."""
@@ -139,7 +135,7 @@ def _covers(names: HostSet, pattern: str) -> bool:
 class TrustedForwardersOptions(FilterOptions):
     """Options of `trusted_forwarders`."""
 
-    entries: Annotated[tuple[Forwarder, ...], BeforeValidator(_sequence), AfterValidator(_are_distinct)] = ()
+    entries: Annotated[tuple[Forwarder, ...], BeforeValidator(as_tuple), AfterValidator(_are_distinct)] = ()
     """Who forwards: tables with `name`, `networks`, `reverse_names`, `domains` and `never_reject`."""
     lookup_time: Annotated[Seconds, Field(gt=0)] = 4.0
     """Longest time for all lookups of a client's names together; who has no name by then is no trusted forwarder."""

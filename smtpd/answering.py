@@ -13,7 +13,6 @@ from smtpd.replies import Reply
 from smtpd.service import Service
 from smtpd.unread import Unread
 
-HTTP_VERBS = frozenset(("GET", "POST", "PUT", "HEAD", "DELETE", "OPTIONS", "CONNECT", "PATCH", "TRACE"))
 TRIES = 10  # times `max_recipients`: RCPT commands of one transaction that filters and agents are asked about
 
 
@@ -53,7 +52,7 @@ class Answering:
     """The state of a conversation, and its voice."""
 
     __slots__ = (
-        "account", "channel", "clock", "in_flight", "is_over", "is_welcome", "may_xclient", "service", "session",
+        "account", "began", "channel", "in_flight", "is_over", "is_welcome", "may_xclient", "service", "session",
         "unread", "verb",
     )  # fmt: skip
 
@@ -67,9 +66,12 @@ class Answering:
         self.unread: list[Unread] = []
         """Messages that were taken; the client has not shown yet that it knows."""
         self.verb = ""
-        self.clock = 0.0
+        """The command that is carried out; "" for one that we do not know."""
+        self.began = 0.0
+        """When it could be begun with, seconds of `perf_counter`; for content that is when its end had come."""
         self.is_over = False
         self.is_welcome = True
+        """Whether commands are carried out; False once the connection was refused, until QUIT."""
         self.may_xclient = service.may_xclient(session.ip)
 
     @property
@@ -121,18 +123,18 @@ class Answering:
         else:
             self._refuse(reply, traced=True, logged=True)
 
-    def _await_reading(self, unread: Unread | None) -> None:
+    def _keep_until_read(self, unread: Unread | None) -> None:
         """One message was answered; only the last one needs its content, or a burst could fill memory or disk."""
         if unread is not None:
             if self.unread:
                 self.unread[-1].shrink()
             self.unread.append(unread)
 
-    def _note_reading(self) -> None:
+    def _note_what_was_read(self) -> None:
         """The client goes on: has it read what became of its messages?"""
         if self.channel.was_read(self.unread[-1].flushes):
             for unread in self.unread:
-                unread.read()
+                unread.confirm()
             self.unread.clear()
 
     def _leave(self, reply: Reply) -> None:
@@ -169,7 +171,7 @@ class Answering:
     def _finish(self) -> None:
         self._forget_mail()
         if self.unread:
-            self._note_reading()
+            self._note_what_was_read()
         for unread in self.unread:
             self.service.spawn(unread.remember())
         if self.service.policy.watches_close:
@@ -185,10 +187,3 @@ class Answering:
         limit = self.service.config.limits.auth_failures_per_session
         if limit and self.session.auth_failures >= limit and not self.is_over:
             self._leave(replies.TOO_MANY_AUTH_FAILURES)
-
-    def _unknown(self, verb: str) -> None:
-        if verb in HTTP_VERBS:
-            self.account.dropped("http")  # a browser led here by a hostile page (ALPACA)
-            self.is_over = True
-        else:
-            self._refuse(replies.UNKNOWN_COMMAND)

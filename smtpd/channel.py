@@ -12,9 +12,8 @@ from contextlib import suppress
 from types import coroutine
 from typing import Any
 
-from smtpd import replies
 from smtpd.carrier import Transport
-from smtpd.commands import limit_for
+from smtpd.commands import limit_for, too_long
 from smtpd.content import Receiver
 from smtpd.endings import Disconnected, Draining, Ended, Overrun, TimedOut
 from smtpd.limits import DataRate
@@ -39,8 +38,8 @@ class Channel:
     """
 
     __slots__ = (
-        "_blocked", "_coroutine", "_data", "_deadline", "_draining", "_finishing", "_idle", "_is_due", "_loop",
-        "_lost", "_out", "_paused", "_position", "_read", "_task", "_timer", "_timer_at", "_transport", "_turn",
+        "_blocked", "_coroutine", "_data", "_deadline", "_draining", "_finishing", "_flushes_read", "_idle", "_is_due",
+        "_loop", "_lost", "_out", "_paused", "_position", "_task", "_timer", "_timer_at", "_transport", "_turn",
         "_waiting", "burst", "ended", "flushes", "on_finished", "on_vanished",
     )  # fmt: skip
 
@@ -59,7 +58,7 @@ class Channel:
         self.ended = False
         """Whether the client can say nothing more, nor that it has read what we say."""
         self._lost = self._draining = False
-        self._read = 0
+        self._flushes_read = 0
         self.burst = _BURST
         """Octets of replies from which on others have their turn; 0: once right behind the next one, with no flush."""
         self.flushes = 0
@@ -93,7 +92,7 @@ class Channel:
 
     def was_read(self, flushes: int) -> bool:
         """Whether octets came after what was said when `flushes` stood there had been sent."""
-        return self._read > flushes
+        return self._flushes_read > flushes
 
     @coroutine
     def line(self, timeout: float, idle: bool = False, limit: int = 0) -> Generator[object, None, bytes]:
@@ -119,24 +118,24 @@ class Channel:
                 yield _INPUT
                 end = self._data.find(b"\r\n", self._position)
                 if end < 0 and self._is_overlong(limit):
-                    yield from self._skip_line()
-                    raise Refused(replies.LINE_TOO_LONG)
+                    yield from self._skip_line(too_long(self._data[self._position :]))
         line = self._data[self._position : end]
         self._position = end + 2
         if len(line) > 510 and len(line) + 2 > (limit or limit_for(line)):
-            raise Refused(replies.LINE_TOO_LONG)
+            raise too_long(line)
         return line
 
     def _is_overlong(self, limit: int) -> bool:
         unread = len(self._data) - self._position
         return unread > 512 and unread > (limit or limit_for(self._data[self._position :]))
 
-    def _skip_line(self) -> Generator[object, None, None]:
+    def _skip_line(self, refusal: Refused) -> Generator[object, None, None]:
         while (end := self._data.find(b"\r\n", self._position)) < 0:
             self._data, self._position = self._data[-1:], 0  # its CR may belong to the line end
             self._must_be_open()
             yield _INPUT
         self._position = end + 2
+        raise refusal
 
     @coroutine
     def receive(self, receiver: Receiver, timeout: float, rate: float) -> Generator[object, None, None]:
@@ -259,7 +258,7 @@ class Channel:
 
     def feed(self, data: bytes) -> None:
         """Octets came."""
-        self._read = self.flushes
+        self._flushes_read = self.flushes
         self._data = self._data[self._position :] + data if self._position < len(self._data) else data
         self._position = 0
         if self._waiting and not self._blocked:

@@ -1,5 +1,7 @@
 """Command lines to values: b"MAIL FROM:<a@b> SIZE=1" becomes a MailCommand. Pure, and refuses by `Refused`.
 
+What is no SMTP at all ends the conversation by `Foreign`.
+
 Lines and arguments are octets without the CRLF. RFC 5321 §4.1.1 and §4.1.2, and the parameters of
 RFC 1870 (SIZE), 6152 (BODY), 6531 (SMTPUTF8), 4954 (AUTH) and PRDR.
 """
@@ -12,6 +14,7 @@ from functools import lru_cache
 
 from smtpd import replies
 from smtpd.addresses import Address, AddressError, parse_path
+from smtpd.endings import Foreign
 from smtpd.replies import Refused
 
 MAX_LINE = 512
@@ -36,6 +39,10 @@ _REMEMBERED_VERBS = frozenset(
 )
 _PRINTABLE = bytes(range(0x20, 0x7F))
 _EIGHT_BIT = bytes(range(0x80, 0x100))
+_HTTP_VERBS = frozenset(
+    (b"GET", b"POST", b"PUT", b"HEAD", b"DELETE", b"OPTIONS", b"CONNECT", b"PATCH", b"TRACE", b"PRI")
+)
+_TLS_RECORD = b"\x16\x03"  # RFC 8446 §5.1: what a TLS client says first, and its version
 _MAY_BE_UTF8 = frozenset((b"MAIL", b"RCPT", b"VRFY"))  # RFC 6531 §3.3, §3.7.4
 
 _WORD = re.compile(rb"[\x21-\x7e]{1,255}")
@@ -97,6 +104,14 @@ def limit_for(line: bytes) -> int:
     return _LIMITS.get(line[:4].upper(), MAX_LINE)
 
 
+def too_long(line: bytes) -> Refused:
+    """What a line with this beginning is refused with when it is over its limit; raises Foreign."""
+    _must_be_smtp(line)
+    if line[:4].upper() == b"AUTH":
+        return Refused(replies.AUTH_LINE_TOO_LONG)  # RFC 4954 §4: the initial response is part of the exchange
+    return Refused(replies.LINE_TOO_LONG)
+
+
 class _Parted(dict[bytes, tuple[str, bytes]]):
     """Lines of late and their parts; to look one up takes no function of ours."""
 
@@ -122,8 +137,15 @@ def _part(line: bytes) -> tuple[str, bytes]:
     verb, _, argument = line.partition(b" ")
     verb = verb.upper()
     if line.translate(None, _PRINTABLE):
+        _must_be_smtp(line)
         _check_utf8(verb, argument)
     return verb.decode("ascii"), argument.lstrip(b" ")
+
+
+def unknown(line: bytes) -> Refused:
+    """What a line with a verb that we do not know is refused with; raises Foreign."""
+    _must_be_smtp(line)
+    return Refused(replies.UNKNOWN_COMMAND)
 
 
 def parse_helo(verb: str, argument: bytes) -> str:
@@ -166,9 +188,8 @@ def parse_rcpt(argument: bytes, smtputf8: bool = False, strict: bool = False) ->
         raise Refused(replies.BAD_RECIPIENT_SYNTAX(problem=error.problem)) from None
     if recipient.is_null:
         raise Refused(_NO_MAILBOX)
-    if rest:
-        for name in _parameters(rest, _RCPT_SYNTAX):
-            raise Refused(replies.UNKNOWN_PARAMETER(parameter=name))
+    if rest and (unknown := _parameters(rest, _RCPT_SYNTAX)):
+        raise Refused(replies.UNKNOWN_PARAMETER(parameter=next(iter(unknown))))
     if not smtputf8 and not recipient.is_ascii:
         raise Refused(replies.NON_ASCII_RECIPIENT)  # RFC 6531 §3.5
     return RcptCommand(recipient)
@@ -194,6 +215,14 @@ def no_argument(verb: str, argument: bytes) -> None:
     """Refuse an argument where none may be: RSET, DATA, QUIT (RFC 5321 §4.1.1), STARTTLS (RFC 3207 §4)."""
     if argument:
         raise Refused(replies.NO_ARGUMENT(verb=verb))
+
+
+def _must_be_smtp(line: bytes) -> None:
+    word, *_ = *line[:16].split(maxsplit=1), b""
+    if word.upper() in _HTTP_VERBS:
+        raise Foreign("http")  # a browser led here by a hostile page (ALPACA)
+    if line.startswith(_TLS_RECORD):
+        raise Foreign("tls-on-plain-port")
 
 
 def _check_utf8(verb: bytes, argument: bytes) -> None:

@@ -14,7 +14,7 @@ from smtpd import auth, commands, replies, xclient
 from smtpd.answering import Answering, InFlight
 from smtpd.content import ChunkReceiver, DataReceiver, Receiver, SkippedChunk
 from smtpd.delivery import Deliveries
-from smtpd.endings import Disconnected, Draining, Ended, TimedOut
+from smtpd.endings import Disconnected, Draining, Ended, Foreign, TimedOut
 from smtpd.handover import Handover
 from smtpd.model import Message, Recipient, Transaction
 from smtpd.outcome import Outcome
@@ -52,6 +52,8 @@ class Conversation(Answering):
             self._leave(replies.TOO_SLOW if event.too_slow else replies.TIMEOUT)
         except Disconnected:
             self.account.vanished(self._mail)
+        except Foreign as event:
+            self.account.dropped(event.protocol)
         finally:
             self._finish()
 
@@ -86,23 +88,22 @@ class Conversation(Answering):
         service = self.service
         line = await self.channel.line(service.config.timeouts.command, self.in_flight is None)
         if self.unread:
-            self._note_reading()
+            self._note_what_was_read()
         self.verb = ""
         if not (self.session.esmtp and service.switches.pipelining) and self.channel.pending:
             self.session.early = True  # RFC 2920 §3.1: nobody allowed it to go on
         verb, argument = commands.split(line)
         method = METHODS.get(verb)
         if method is None:
-            self._unknown(verb)
-            return
+            raise commands.unknown(line)
         self.verb = verb
         if service.gated and (reply := service.gate(verb, self.session)):
             raise Refused(reply)
-        self.clock = perf_counter()
+        self.began = perf_counter()
         try:
             await method(self, argument)
         finally:
-            service.meters.commands[verb](perf_counter() - self.clock)
+            service.meters.commands[verb](perf_counter() - self.began)
 
     async def lhlo(self, argument: bytes) -> None:
         """RFC 2033 §4.1: what LMTP has in the place of EHLO."""
@@ -152,6 +153,7 @@ class Conversation(Answering):
 
     async def auth(self, argument: bytes) -> None:
         """RFC 4954 §4."""
+        self.session.early |= self.channel.pending  # RFC 2920 §3.1: it ends a group; VRFY, NOOP and EXPN do, too
         authenticator = self.service.authenticator
         if authenticator is None:
             raise Refused(replies.NOT_OFFERED)
@@ -236,6 +238,7 @@ class Conversation(Answering):
             self._say(replies.RECIPIENT_OK)
 
     async def _judge_recipient(self, in_flight: InFlight, recipient: Recipient) -> Reply | None:
+        """Take the recipient, or say why not; who is asked in which order is the third part of docs/flow.md."""
         mail, service, policy = in_flight.mail, self.service, self.service.policy
         if mail.smtputf8 and not service.agents[recipient.agent].carries_utf8:
             return replies.CANNOT_CARRY_UTF8(address=recipient.address)
@@ -312,15 +315,15 @@ class Conversation(Answering):
 
     async def _message(self, in_flight: InFlight, receiver: Receiver) -> None:
         """RFC 5321 §6.1: 250 only after an agent has made the message safe."""
-        self.clock = perf_counter()
+        self.began = perf_counter()
         mail, content = in_flight.mail, receiver.content
         reply = receiver.finish()
         size = receiver.octets if receiver.problem is not None else content.size
         handover = Handover(self, in_flight, Message(content))
         outcome = await handover.run() if reply is None else Outcome(reply)
-        self.account.message(mail, outcome, size=size, seconds=perf_counter() - self.clock)
+        self.account.message(mail, outcome, size=size, seconds=perf_counter() - self.began)
         self._answer(in_flight, outcome)
-        self._await_reading(handover.unread(outcome))
+        self._keep_until_read(handover.unread(outcome))
         if receiver.found_bare_line_end:  # what follows may be smuggled: nothing of it is read as a command
             self.is_over = True
             await self.channel.drain(receiver, DRAIN_SECONDS)
@@ -334,6 +337,7 @@ class Conversation(Answering):
 
     async def vrfy(self, argument: bytes) -> None:
         """RFC 5321 §7.3: nobody can harvest addresses here."""
+        self.session.early |= self.channel.pending
         if not argument:
             raise Refused(replies.BAD_ARGUMENT(syntax="VRFY address"))
         self._say(replies.CANNOT_VERIFY)
@@ -344,6 +348,7 @@ class Conversation(Answering):
 
     async def noop(self, argument: bytes) -> None:
         """RFC 5321 §4.1.1.9: an argument is fine."""
+        self.session.early |= self.channel.pending
         self._say(replies.OK)
 
     async def quit(self, argument: bytes) -> None:
@@ -354,6 +359,7 @@ class Conversation(Answering):
 
     async def not_offered(self, argument: bytes) -> None:
         """Commands that exist, but not here."""
+        self.session.early |= self.channel.pending
         raise Refused(replies.NOT_OFFERED)
 
     def _with_recipients(self) -> InFlight:
@@ -364,7 +370,7 @@ class Conversation(Answering):
         return self.in_flight
 
     def _with_chunks(self) -> InFlight:
-        if not self.service.switches.chunking or not self.session.esmtp:
+        if not self.service.switches.chunking or not (self.session.esmtp or self.in_flight is None):
             raise Refused(replies.NOT_OFFERED)
         in_flight = self._with_recipients()
         if in_flight.receiver is None:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from smtpd.log import Log
     from smtpd.services import Services
 
-Outcome = Reply | Mapping[Recipient, Reply]
+AgentAnswer = Reply | Mapping[Recipient, Reply]
+"""What `deliver` returns: one reply for all recipients, or one for each."""
 
 VERIFY_SECONDS = 30.0  # for an agent's answer at RCPT; clients wait five minutes (RFC 5321 §4.5.3.2.3)
 MAX_REMEMBERED = 10_000  # answers of `verify` per agent
@@ -73,7 +74,7 @@ class DeliveryAgent:
         """Say at RCPT whether the mailbox takes mail: None for yes, else the refusal. Must be cheap."""
         return None
 
-    async def deliver(self, mail: Transaction, message: Message) -> Outcome:
+    async def deliver(self, mail: Transaction, message: Message) -> AgentAnswer:
         """Store the message durably for `mail.recipients` (only this agent's): one reply, or one each."""
         raise NotImplementedError(type(self).__name__)
 
@@ -96,7 +97,7 @@ class Delivery:
         """
         return await self.agent.verify(recipient, self.mail)
 
-    async def deliver(self, message: Message) -> Outcome:
+    async def deliver(self, message: Message) -> AgentAnswer:
         """Hand the message over for the recipients of `mail`."""
         return await self.agent.deliver(self.mail, message)
 
@@ -206,25 +207,25 @@ class Deliveries:
     async def _hand_over(
         self, name: str, delivery: Delivery | None, mail: Transaction, message: Message
     ) -> dict[Recipient, Reply]:
-        outcome: object
+        answer: object
         recipients = mail.recipients.copy()
         try:
             if delivery is None:
                 agent = self._agents[name]
-                outcome = await (agent.open(mail).deliver(message) if agent.opens else agent.deliver(mail, message))
+                answer = await (agent.open(mail).deliver(message) if agent.opens else agent.deliver(mail, message))
             else:
-                outcome = await delivery.deliver(message)
+                answer = await delivery.deliver(message)
         except asyncio.CancelledError as exception:
-            outcome = self._cancelled(name, exception)
+            answer = self._cancelled(name, exception)
         except (GeneratorExit, KeyboardInterrupt):
             raise
         except BaseException as exception:
-            outcome = self._failed(name, exception)
-        if isinstance(outcome, Reply) and _is_final(outcome) and mail.recipients == recipients:
-            return dict.fromkeys(recipients, outcome)
-        if isinstance(outcome, Mapping):
-            return {recipient: self._answer_for(recipient, outcome, name) for recipient in recipients}
-        reply = outcome if isinstance(outcome, Reply) and _is_final(outcome) else self._nonsense(name, outcome)
+            answer = self._failed(name, exception)
+        if isinstance(answer, Reply) and _is_final(answer) and mail.recipients == recipients:
+            return dict.fromkeys(recipients, answer)
+        if isinstance(answer, Mapping):
+            return {recipient: self._answer_for(recipient, answer, name) for recipient in recipients}
+        reply = answer if isinstance(answer, Reply) and _is_final(answer) else self._nonsense(name, answer)
         if reply.is_positive:  # whom it struck off the list it may have served, or given up: they are tried again
             struck = [recipient for recipient in recipients if recipient not in mail.recipients]
             return dict.fromkeys(recipients, reply) | {one: self._nonsense(name, None, one) for one in struck}

@@ -4,6 +4,7 @@ Ended
   Disconnected    the client is gone
   TimedOut        it did not speak in time
   Draining        the server wants to stop
+  Foreign         the client speaks something else than SMTP
 Overrun           what was run goes on without us
 """
 
@@ -14,7 +15,7 @@ from typing import Any
 
 
 class Ended(Exception):  # noqa: N818 - an event, not an error
-    """The conversation cannot go on: Disconnected, TimedOut or Draining."""
+    """The conversation cannot go on."""
 
 
 class Disconnected(Ended):
@@ -31,6 +32,14 @@ class TimedOut(Ended):
 
 class Draining(Ended):
     """The server wants to stop, and this conversation is between two messages."""
+
+
+class Foreign(Ended):
+    """The client speaks `protocol`, not SMTP: whatever it says next is not to be taken for commands."""
+
+    def __init__(self, protocol: str) -> None:
+        super().__init__()
+        self.protocol = protocol
 
 
 class Overrun(Exception):  # noqa: N818 - an event, not an error

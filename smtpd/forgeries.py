@@ -15,9 +15,8 @@ from smtpd.content import MAX_HEAD
 from smtpd.model import ContentSource
 from smtpd.replies import Refused
 
-MAX_FIELDS = (
-    100  # of Authentication-Results that are looked at; a message gathers one or a few at every border it passes
-)
+# Of Authentication-Results that are looked at; a message gathers one or a few at every border it passes.
+MAX_FIELDS = 100
 
 type Span = tuple[int, int]
 """Octets of the content: the first one, and the one behind the last."""

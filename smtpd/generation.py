@@ -30,6 +30,7 @@ from smtpd.service import Service, make_service
 from smtpd.services import Services
 from smtpd.store import Store
 
+START_SECONDS = 60.0  # for everything in a configuration that is reloaded: the next reload waits for it
 STOP_SECONDS = 30.0  # for all together, some may have to finish something; systemd waits 90 for the whole server
 HEALTH_SECONDS = 4.0  # for all together, too; the exporter waits 5, and then cannot say who it was
 _DEAF_SECONDS = 1.0  # more for those that go on although their time is up
@@ -114,6 +115,16 @@ class Generation:
             await self.stop()
             raise
 
+    async def start_in_time(self) -> None:
+        """As `start`, but TimeoutError after START_SECONDS."""
+        try:
+            async with asyncio.timeout(START_SECONDS) as limit:
+                await self.start()
+        except TimeoutError:
+            if limit.expired():
+                raise TimeoutError(f"not everything in it had started after {START_SECONDS:g} s") from None
+            raise
+
     async def stop(self) -> None:
         """Stop what was started, all at once; one that fails or hangs does not keep the others running."""
         stopping = {asyncio.create_task(self._stop(*started)): started[0] for started in self._started}
@@ -148,7 +159,7 @@ class Generation:
 
     def _parts(self) -> Sequence[tuple[str, Part]]:
         parts: list[tuple[str, Part]] = [(f"agent {name}", agent) for name, agent in self.agents.items()]
-        parts += [(f"filter {name}", check) for name, check in self.filters.items()]
+        parts += [(f"filter {name}", filter) for name, filter in self.filters.items()]
         if self.authenticator is not None:
             parts += [(f"auth {provider.name}", provider) for provider in self.authenticator.providers]
         return parts
@@ -188,6 +199,7 @@ def _services(config: Config, log: Log, metrics: Metrics, store: Store, resolver
         lookups_per_message=config.dns.lookups_per_message,
         authserv_id=config.authserv_id,
         local_domains=tuple(config.domains),
+        subaddress_separator=config.subaddress_separator,
     )
 
 
@@ -212,9 +224,9 @@ def _filters(
             options = config.filters.get(name) or _default_options(maker, FilterOptions, name)
             if options.mode == "off":
                 continue
-            check = (maker or plugins.find(plugins.FILTERS, options.type or name))(name, options, services)
-            made[name] = _whole(check, Filter)
-            rules.append((check, Rule.from_options(name, options)))
+            filter = (maker or plugins.find(plugins.FILTERS, options.type or name))(name, options, services)
+            made[name] = _whole(filter, Filter)
+            rules.append((filter, Rule.from_options(name, options)))
     return made, rules
 
 
@@ -265,4 +277,4 @@ def _greet_delay(rules: Sequence[tuple[Filter, Rule]], name: str, listener: List
     """Where everybody has to log in, a banner that waits only annoys."""
     if listener.switches().auth == "required":
         return 0.0
-    return max((check.greet_delay for check, rule in rules if rule.holds_on(name)), default=0.0)
+    return max((filter.greet_delay for filter, rule in rules if rule.holds_on(name)), default=0.0)

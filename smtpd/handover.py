@@ -39,8 +39,8 @@ class Handover:
     """One message on its way to the agents."""
 
     __slots__ = (
-        "_begins_with_blank", "_conversation", "_hint", "_in_flight", "_is_awaited", "_is_keyed", "_is_noted", "_key",
-        "_message", "_under_way",
+        "_begins_with_blank", "_conversation", "_hint", "_in_flight", "_is_awaited", "_is_key_known", "_is_noted",
+        "_key", "_message", "_under_way",
     )  # fmt: skip
 
     def __init__(self, conversation: Answering, in_flight: InFlight, message: Message) -> None:
@@ -49,9 +49,12 @@ class Handover:
         self._message = message
         self._hint: str | None = None
         self._key: str | None = None
-        self._is_keyed = False
+        self._is_key_known = False
+        """Whether `_key` is what it will be: None then stands for a message without a key, that none remembers."""
         self._is_noted = False
+        """Whether the journal has the outcome already."""
         self._is_awaited = False
+        """Whether another attempt waited for this one when its outcome was noted."""
         self._begins_with_blank = False
         self._under_way: ExitStack | None = None
 
@@ -61,7 +64,7 @@ class Handover:
         journal, everybody = service.journal, mail.recipients
         try:
             self._look_at_head()
-            if self._conversation.session.early and not self._is_keyed:
+            if self._conversation.session.early and not self._is_key_known:
                 await self._hear_of_losses()
             if service.policy.message.idle and (journal.idle or self._is_news()):
                 mail.recipients = everybody.copy()  # agents may do with theirs what they like
@@ -83,7 +86,7 @@ class Handover:
             return Outcome(replies.OUR_FAULT)
         except BaseException:
             if self._in_flight.receiver is not None:
-                self.done()
+                self.close()
             raise
         finally:
             if self._in_flight.receiver is not None:  # else the agents are still at it
@@ -130,7 +133,7 @@ class Handover:
         message, service = self._message, self._conversation.service
         head = b"\n" + message.content.head().lower()
         # `find`, because `in` takes four times as long for octets: it tries to read the left side as a number first.
-        self._is_keyed = head.find(b"\nmessage-id") < 0  # there is no key then, and nothing to remember
+        self._is_key_known = head.find(b"\nmessage-id") < 0  # there is no key then, and nothing to remember
         if head.count(b"\nreceived:") > service.config.max_received:
             raise Refused(replies.MAIL_LOOP)
         if (
@@ -183,7 +186,7 @@ class Handover:
                     while other := self._journal.under_way(key, recipients):
                         await other
                     if service.is_cautious:
-                        self.mark()
+                        self.claim()
                     answers = await self._journal.settled(key, recipients)
                     # Meanwhile the client of an attempt that had ended may have been lost: that is noted now.
                     if service.is_cautious or not self._journal.is_under_way(key, recipients):
@@ -204,9 +207,9 @@ class Handover:
         channel = conversation.channel
         self._stamp(judged)
         began = perf_counter()
-        channel.on_vanished = self._mark_all
+        channel.on_vanished = self._claim_all
         if channel.ended:
-            self._mark_all()
+            self._claim_all()
         try:
             answers = await channel.run(
                 in_flight.deliveries.deliver(self._message),
@@ -223,7 +226,7 @@ class Handover:
 
     def _leave_behind(self, task: asyncio.Task[Answers]) -> Answers:
         """The client has waited long enough: let the agents finish without it."""
-        self.mark()
+        self.claim()
         self._in_flight.receiver = None  # `_finish` closes its content
         self._conversation.service.spawn(self._finish(task))
         return dict.fromkeys(self._in_flight.mail.recipients, replies.BACKEND_TIMEOUT)
@@ -234,7 +237,7 @@ class Handover:
             self._conversation.account.late(self._in_flight.mail, combine(answers, prdr=False))
             await self._record(answers, told=replies.BACKEND_TIMEOUT)
         finally:
-            self.done()
+            self.close()
 
     async def _remembered(self, answers: Answers) -> Outcome:
         """Make the outcome, and note what a retry will have to know before anybody hears it."""
@@ -266,7 +269,7 @@ class Handover:
 
     def _note_for_retry(self, answers: Answers) -> None:
         """The client is gone and hears nothing: it will try again, but not before this is noted."""
-        self.mark()
+        self.claim()
         under_way, self._under_way = self._under_way or ExitStack(), None
         self._is_noted = True
 
@@ -290,11 +293,11 @@ class Handover:
         if receiver is None:  # the agents are still at it
             return None
         nobody_has_it = outcome.reply.code >= 400 and not outcome.taken()
-        if nobody_has_it or self._is_noted or (self._is_keyed and self._key is None):
-            self.done()
+        if nobody_has_it or self._is_noted or (self._is_key_known and self._key is None):
+            self.close()
             return None
         unread = Unread(self, outcome, channel.flushes)
-        if self._is_keyed:
+        if self._is_key_known:
             self.shrink()
         elif receiver.content.size > SMALL and not receiver.content.spilled:
             channel.flush()
@@ -302,42 +305,42 @@ class Handover:
         self._in_flight.receiver = None  # what is left of the content lives on in here
         return unread
 
-    def read(self, outcome: Outcome) -> None:
+    def confirm(self, outcome: Outcome) -> None:
         """The client knows who has the message."""
         if not self._conversation.service.is_cautious or self._is_awaited:
-            self.done()  # whoever waited for this attempt has to find what came of it
+            self.close()  # whoever waited for this attempt has to find what came of it
             return
         self.shrink()
-        self.mark()
+        self.claim()
         self._conversation.service.spawn(self._forget(outcome))
 
     async def _forget(self, outcome: Outcome) -> None:
         try:
             await self._record(outcome.taken(), told=None)
         finally:
-            self.done()
+            self.close()
 
     async def remember(self, outcome: Outcome) -> None:
         """The client was lost: whoever has the message must not get it again."""
         try:
             await self._journal.unconfirmed(self._find_key(), outcome.taken())
         finally:
-            self.done()
+            self.close()
 
-    def mark(self) -> None:
-        """Let another attempt wait for this one."""
+    def claim(self) -> None:
+        """From now on another attempt of the same message waits until this one is over."""
         key, recipients = self._find_key(), self._in_flight.mail.recipients
         if key is not None and self._under_way is None:
             under_way = ExitStack()
-            with suppress(RuntimeError):  # another one is
-                under_way.enter_context(self._journal.hand_over(key, recipients))
+            with suppress(RuntimeError):  # another one has it
+                under_way.enter_context(self._journal.claim(key, recipients))
                 self._under_way = under_way
 
-    def _mark_all(self) -> None:
+    def _claim_all(self) -> None:
         """The client has read of none of its messages, and may send all of them again at once."""
-        self.mark()
+        self.claim()
         for unread in self._conversation.unread:
-            unread.mark()
+            unread.claim()
 
     def give_way(self, key: str) -> None:
         """Let others with this key go on."""
@@ -349,7 +352,7 @@ class Handover:
         self._find_key()
         self._message.content.close()
 
-    def done(self) -> None:
+    def close(self) -> None:
         """Nothing of this message is needed any longer, and other attempts need not wait for this one."""
         self._message.content.close()
         self._release()
@@ -357,27 +360,27 @@ class Handover:
     async def _look_for_key(self) -> str | None:
         """Like `_find_key`, but what is big is read by a thread: others would wait for it."""
         content = self._message.content
-        if content.size <= BIG or self._is_keyed:
+        if content.size <= BIG or self._is_key_known:
             return self._find_key()
         sender = self._in_flight.mail.sender.text
         self._key = await self._conversation.channel.run(asyncio.to_thread(message_key, sender, content))
-        self._is_keyed = True
+        self._is_key_known = True
         return self._key
 
     def _is_news(self) -> bool:
         """Certainly no attempt has left anything about this message, or is at it; never with at-most-once."""
-        if not self._is_keyed and self._hint is None:
+        if not self._is_key_known and self._hint is None:
             head = self._message.content.head()
             if len(head) > SMALL:
                 return False  # to look through it would take long, and `_look_for_key` has a thread for that
             self._hint = message_hint(self._in_flight.mail.sender.text, head)
-            self._is_keyed = self._hint is None  # there is no key then
+            self._is_key_known = self._hint is None  # there is no key then
         return not self._journal.may_know(self._key[:HINT] if self._key else self._hint)
 
     def _find_key(self) -> str | None:
-        if not self._is_keyed:
+        if not self._is_key_known:
             self._key = message_key(self._in_flight.mail.sender.text, self._message.content)
-            self._is_keyed = True
+            self._is_key_known = True
         return self._key
 
     def _release(self) -> None:

@@ -218,8 +218,8 @@ class Journal:
         return bool((attempt := self._attempt(key, recipients)) and attempt.waiting)
 
     @contextmanager
-    def hand_over(self, key: str | None, recipients: Iterable[Recipient]) -> Iterator[None]:
-        """Mark the message as under way to these recipients, from before `settled` until after `record`.
+    def claim(self, key: str | None, recipients: Iterable[Recipient]) -> Iterator[None]:
+        """Have others wait: the message is under way to these recipients, from before `settled` until after `record`.
 
         RuntimeError when it is already, to one of them: wait for `under_way` first.
         """

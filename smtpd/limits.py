@@ -28,7 +28,7 @@ class ConnectionLimits:
         """Count a new connection, or say which limit it would break; then it is not counted."""
         if self.total and self.active >= self.total:
             return "total"
-        client = _client(ip)
+        client = client_of(ip)
         held = self._per_client.get(client, 0)
         if held >= self.per_ip > 0:
             return "address"
@@ -38,7 +38,7 @@ class ConnectionLimits:
 
     def release(self, ip: str) -> None:
         """An admitted connection is over; ValueError when none from this client was admitted."""
-        client = _client(ip)
+        client = client_of(ip)
         held = self._per_client.pop(client, 0)
         if held > 1:
             self._per_client[client] = held - 1
@@ -48,9 +48,9 @@ class ConnectionLimits:
 
     def move(self, old: str, new: str) -> ConnectionRefusal | None:
         """Count an admitted connection for another address; "address" leaves it where it was."""
-        client = _client(new)
+        client = client_of(new)
         held = self._per_client.get(client, 0)
-        if client == _client(old):
+        if client == client_of(old):
             return None
         if self.per_ip and held >= self.per_ip:
             return "address"
@@ -117,10 +117,6 @@ class DataRate:
 
 def client_of(ip: str) -> str | bytes:
     """Whom an address stands for wherever clients are told apart: an IPv6 one for its /64 network."""
-    return _client(ip)
-
-
-def _client(ip: str) -> str | bytes:
     if ":" not in ip:
         return ip
     try:

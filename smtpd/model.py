@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
-from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
 
 from smtpd.addresses import Address
@@ -209,7 +208,6 @@ class Transaction:
     """AUTH= (RFC 4954 §5), decoded; "" stands for <>."""
     recipients: list[Recipient] = field(default_factory=list)
     facts: Facts = field(default_factory=Facts)
-    started: float = 0.0
     labels: frozenset[str] = frozenset()
     held: list[Held] | None = None
     """Like the session's, and the two below."""
@@ -225,7 +223,7 @@ class Transaction:
         # By position, as each message comes by here: names would take twice as long.
         return cls(
             new_id(), session, command.sender, command.size, command.body, command.smtputf8, command.prdr, auth,
-            [], Facts(session.facts), perf_counter(),
+            [], Facts(session.facts),
         )  # fmt: skip
 
     @property

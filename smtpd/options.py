@@ -46,7 +46,8 @@ def parse_network(value: object) -> IPv4Network | IPv6Network:
     return ip_network(value.strip())
 
 
-def _sequence(value: object) -> object:
+def as_tuple(value: object) -> object:
+    """A list, as files hold them, as the tuple that options hold; anything else as it is."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -66,8 +67,8 @@ IPNetwork = Annotated[
     PlainSerializer(str),
     WithJsonSchema({"type": "string", "title": "network"}),
 ]
-Networks = Annotated[tuple[IPNetwork, ...], BeforeValidator(_sequence)]
-Strings = Annotated[tuple[str, ...], BeforeValidator(_sequence)]
+Networks = Annotated[tuple[IPNetwork, ...], BeforeValidator(as_tuple)]
+Strings = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 
 
 class ExistingFile:

@@ -14,6 +14,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator
 
 from smtpd.addresses import Address, AddressError, normalise_domain, parse_address
+from smtpd.options import as_tuple
 
 _HOST = re.compile(r"[!-)+-~]+")  # printable, no blanks, no "*"
 
@@ -133,16 +134,12 @@ def _parents(name: str) -> Iterator[str]:
         yield name
 
 
-def _sequence(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
 HostPattern = Annotated[str, AfterValidator(check_host)]
 """A host name, or "*.name" for everything below `name`."""
 DomainPattern = Annotated[str, AfterValidator(check_domain)]
 """A domain, or "*.domain" for everything below; unlike a host, it must be one that mail can have in an address."""
 AddressPattern = Annotated[str, AfterValidator(check_address)]
 """A mail address, "@domain", or "@*.domain" for all domains below `domain`."""
-HostPatterns = Annotated[tuple[HostPattern, ...], BeforeValidator(_sequence)]
-DomainPatterns = Annotated[tuple[DomainPattern, ...], BeforeValidator(_sequence)]
-AddressPatterns = Annotated[tuple[AddressPattern, ...], BeforeValidator(_sequence)]
+HostPatterns = Annotated[tuple[HostPattern, ...], BeforeValidator(as_tuple)]
+DomainPatterns = Annotated[tuple[DomainPattern, ...], BeforeValidator(as_tuple)]
+AddressPatterns = Annotated[tuple[AddressPattern, ...], BeforeValidator(as_tuple)]

@@ -230,6 +230,27 @@ DENIED_HELO = Reply("denied-helo", 550, "5.7.1", "Mail from hosts that call them
 DENIED_SENDER = Reply("denied-sender", 550, "5.7.1", "Mail from {address} is not accepted here")
 SPOKE_EARLY = Reply("spoke-early", 550, "5.7.1", "You spoke before it was your turn")
 
+# Domains of sender and recipient (RFC 3463 §3.2: X.1.8 and X.1.2; 554: RFC 6409 §4.2; 5.7.27: RFC 7505 §4.2)
+SENDER_UNQUALIFIED = Reply(
+    "sender-unqualified", 554, "5.1.8", "The sender {address} needs a complete domain, such as joe@host.example.org"
+)
+RECIPIENT_UNQUALIFIED = Reply(
+    "recipient-unqualified", 554, "5.1.2",
+    "The recipient {address} needs a complete domain, such as joe@host.example.org",
+)  # fmt: skip
+SENDER_LITERAL = Reply("sender-literal", 550, "5.1.8", "The sender {address} needs a domain that is no IP address")
+SENDER_UNRESOLVABLE = Reply("sender-unresolvable", 550, "5.1.8", "No mail can be sent back to {domain}: {reason}")
+SENDER_NULL_MX = Reply(
+    "sender-null-mx", 550, "5.7.27", "No mail can be sent back to {domain}: its MX record says that it takes none"
+)
+SENDER_TEMPERROR = Reply(
+    "sender-temperror", 451, "4.4.3", "The domain {domain} cannot be looked up now, please try again later"
+)
+SENDER_LATER = Reply(
+    "sender-later", 451, "4.7.1",
+    "Nobody could answer {address}, and who you are cannot be found out now, please try again later",
+)  # fmt: skip
+
 # SPF: RFC 7208 §8, with the codes of RFC 7372 §3.2; a lookup that failed has that of RFC 3463 §3.5
 SPF_FAIL = Reply("spf-fail", 550, "5.7.23", "SPF says {ip} may not send for {domain}")
 SPF_FAIL_EXPLAINED = Reply(
@@ -279,6 +300,18 @@ OWN_DOMAIN_LATER = Reply(
     "own-domain-later", 451, "4.7.1", "Whether {domain} sent this cannot be found out now, please try again later"
 )
 
+# What a login may be used for (RFC 6409 §6.1)
+SENDER_NOT_YOURS = Reply("sender-not-yours", 550, "5.7.1", "Your login does not let you send as {address}")
+AUTHOR_NOT_YOURS = Reply(
+    "author-not-yours", 550, "5.7.1", "Your login does not let you put {address} into the From field"
+)
+AUTHOR_UNCLEAR = Reply(
+    "author-unclear", 550, "5.7.1", "The From field has to say clearly that the message is from you, but {problem}"
+)
+SENDER_RIGHTS_LATER = Reply(
+    "sender-rights-later", 451, "4.7.1", "Whether you may send as {address} cannot be said now, please try again later"
+)
+
 # Ours to mend, never the sender's fault
 OUR_FAULT = Reply("our-fault", 451, "4.3.0", "Something went wrong here, please try again later")
 FILTERS_LATE = Reply("filters-late", 451, "4.3.0", "The message could not be checked in time, please try again later")
@@ -289,6 +322,9 @@ NEXT_SERVER = {"server": "The next mail server"}  # on the way of what our users
 BACKEND_DOWN = Reply("backend-down", 451, "4.4.1", "{server} cannot be reached, please try again later", MAIL_SYSTEM)
 BACKEND_TIMEOUT = Reply(
     "backend-timeout", 451, "4.4.2", "{server} did not answer in time, please try again later", MAIL_SYSTEM
+)
+BACKEND_LOST = Reply(
+    "backend-lost", 451, "4.4.2", "{server} ended the connection, please try again later", MAIL_SYSTEM
 )
 OUTCOME_UNKNOWN = Reply(
     "outcome-unknown", 451, "4.4.2",

@@ -90,11 +90,7 @@ class Target(Options):
     @classmethod
     def read(cls, value: Target | str) -> Target:
         """Make a target of the short form: the name of an agent, "deny", or an address of ours."""
-        if isinstance(value, Target):
-            return value
-        if value == DENY:
-            return cls(deny=True)
-        return cls(mailbox=value) if "@" in value else cls(agent=value)
+        return value if isinstance(value, Target) else cls.model_validate(_long_form(value))
 
     @property
     def parts(self) -> frozenset[str]:

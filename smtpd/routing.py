@@ -21,8 +21,6 @@ from smtpd.rewriting import Target, make_mailbox, plain_folder
 if TYPE_CHECKING:
     from smtpd.config import Config
 
-OTHER = "other"
-
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
@@ -89,10 +87,6 @@ class Router:
         steps = [Step(f"address {address}", f"compared as {self._map.key_of(address)}")]
         answer = self._route_slowly(address, authenticated, steps)
         return Explanation(tuple(steps), answer)
-
-    def metric_domain(self, address: Address) -> str:
-        """A label for metrics: the key of `[smtpd.domains]` that covers the address, or "other"."""
-        return covering_key(self._domains, address.domain) or OTHER
 
     def _route_slowly(
         self, address: Address, authenticated: bool, steps: list[Step] | None = None

@@ -29,7 +29,6 @@ from smtpd.store_watch import StoreWatch
 from smtpd.tls import Certificates, Contexts, TlsError
 from smtpd.wire import Connection, Gate
 
-START_SECONDS = 60.0  # for everything in a configuration that is reloaded: the next reload waits for it
 _GOODBYE = 1.0  # seconds
 _GLANCE = 0.005  # seconds
 
@@ -103,7 +102,7 @@ class Server:
     @property
     def addresses(self) -> dict[str, list[str]]:
         """Where each listener really listens: "127.0.0.1:2525" and so on."""
-        return {name: [describe(opened) for opened in opened] for name, opened in self._sockets.items()}
+        return {name: [describe(each) for each in opened] for name, opened in self._sockets.items()}
 
     def port(self, listener: str) -> int:
         """The TCP port of a listener's first address, also where the configuration says 0; 0 for a unix socket."""
@@ -219,15 +218,9 @@ class Server:
         self._check(config)
         if self._listening and self._listening.keys().isdisjoint(config.listeners):  # such as one that got another name
             raise OSError("all listeners would be closed, as those in it are opened only by a restart")
-        old, journal = self._generation, _promising(self._journal, config)
+        journal = _promising(self._journal, config)
         generation = self._make(config, journal, has_tls=self._has_tls(config))
-        try:
-            async with asyncio.timeout(START_SECONDS) as limit:
-                await generation.start()
-        except TimeoutError:
-            if limit.expired():
-                raise TimeoutError(f"not everything in it had started after {START_SECONDS:g} s") from None
-            raise
+        await generation.start_in_time()
         try:
             if self._is_stopped:
                 raise RuntimeError("the server was stopped meanwhile")
@@ -235,6 +228,13 @@ class Server:
         except (TlsError, RuntimeError):
             await generation.stop()
             raise
+        old = self._generation
+        self._put_in_force(config, generation, journal)
+        if old is not None:
+            self.spawn(self._retire(old))
+
+    def _put_in_force(self, config: Config, generation: Generation, journal: Journal) -> None:
+        """Everything for it is there: give it to the listeners, and say what only a restart can change."""
         for name in sorted(self._listening.keys() - generation.services.keys()):
             self._close_listeners(name)
             self.log.info("listener-closed", listener=name)
@@ -252,8 +252,6 @@ class Server:
                 self.log.warning("restart-needed", listener="", problem=f"smtpd.{key} holds only after a restart")
         self._generation, self._journal, self.config = generation, journal, config
         self.log.info("reloaded")
-        if old is not None:
-            self.spawn(self._retire(old))
 
     def _needs_restart(self, name: str, config: Config) -> str:
         """What a listener cannot do of this configuration with the sockets it has."""

@@ -18,7 +18,6 @@ from smtpd.metrics import Meters
 from smtpd.model import IPAddress, Session
 from smtpd.policy import Policy
 from smtpd.replies import Reply
-from smtpd.rewriting import Target
 from smtpd.routing import Router
 
 # RFC 3207 §4. BDAT is refused by itself: MAIL cannot have been, and its octets must be read (RFC 3030 §2).
@@ -178,7 +177,7 @@ def make_service(
 
 
 def _reachable(config: Config, agents: Mapping[str, DeliveryAgent], *, relays: bool) -> tuple[DeliveryAgent, ...]:
-    names = {*config.domains.values(), *(Target.read(target).agent for target in config.recipients.values())}
+    names = {*config.domains.values(), *(target.agent for target in config.recipients.values())}
     if relays and config.relay is not None:
         names.add(config.relay.agent)
     return tuple(agent for name, agent in agents.items() if name in names)

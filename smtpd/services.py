@@ -34,6 +34,8 @@ class Services:
     """Who we are in Authentication-Results; empty: `hostname`."""
     local_domains: tuple[str, ...] = ()
     """Keys of `[smtpd.domains]`, domains as A-labels: "example.com", "*.example.com" or "*"."""
+    subaddress_separator: str = "+"
+    """See `[smtpd]`; empty: addresses have no details."""
     now: Callable[[], float] = time.time
     """What time it is, seconds since 1970; ask here, so that a run can be repeated (`smtpd explain --time`)."""
     is_rehearsal: bool = False

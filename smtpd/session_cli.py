@@ -8,7 +8,7 @@ import socket
 import stat
 import sys
 import syslog
-from contextlib import suppress
+from contextlib import closing, suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -104,26 +104,25 @@ async def _speak(config: Config, listener: str, ip: str, log_to: str) -> None:
     from smtpd.process import report_failed_start
     from smtpd.server import Server
 
-    log = Log(config.log.model_copy(update={"to": log_to}))
-    try:
-        server = Server(config.model_copy(update={"tls": None}), log=log)
-        generation = await server.start_quietly()
-    except Exception as error:
-        report_failed_start(log, error)
-        log.close()
-        sys.exit(1)
-    service = generation.services[listener]
-    carrier = _Pipes()
-    channel = Channel(carrier, asyncio.get_running_loop())
-    over = asyncio.Event()
-    channel.on_finished = over.set
-    address = plain_ip(ip_address(ip))
-    speaker = Session(id=new_id(), listener=listener, ip=address, trusted=service.trusts(address))
-    channel.start(Conversation(channel, speaker, service).run())
-    reader = asyncio.create_task(carrier.read_into(channel))
-    await over.wait()
-    reader.cancel()
-    await server.stop()
+    with closing(Log(config.log.model_copy(update={"to": log_to}))) as log:
+        try:
+            server = Server(config.model_copy(update={"tls": None}), log=log)
+            generation = await server.start_quietly()
+        except Exception as error:
+            report_failed_start(log, error)
+            sys.exit(1)
+        service = generation.services[listener]
+        carrier = _Pipes()
+        channel = Channel(carrier, asyncio.get_running_loop())
+        over = asyncio.Event()
+        channel.on_finished = over.set
+        address = plain_ip(ip_address(ip))
+        speaker = Session(id=new_id(), listener=listener, ip=address, trusted=service.trusts(address))
+        channel.start(Conversation(channel, speaker, service).run())
+        reader = asyncio.create_task(carrier.read_into(channel))
+        await over.wait()
+        reader.cancel()
+        await server.stop()
 
 
 class _Pipes:

@@ -29,7 +29,6 @@ from smtpd.certificates import (
     CertificateFiles,
     TlsError,
     labels,
-    make_developer_certificate,
     read_certificate,
     read_pem,
 )
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CERTIFICATE_EXPIRY", "Certificates", "ClientCertificates", "Combination", "Contexts", "Settings", "TlsError",
-    "describe", "make_developer_certificate",
+    "describe",
 ]  # fmt: skip
 
 type ClientCertificates = Literal["off", "optional", "required"]

@@ -11,14 +11,14 @@ from smtpd.outcome import Outcome
 class Attempt(Protocol):
     """What a hand-over can still do when its outcome is known."""
 
-    def read(self, outcome: Outcome) -> None:
+    def confirm(self, outcome: Outcome) -> None:
         """The client knows who has the message."""
 
     def shrink(self) -> None:
         """Give the content back; its key is all that is needed."""
 
-    def mark(self) -> None:
-        """Let another attempt wait for this one."""
+    def claim(self) -> None:
+        """From now on another attempt of the same message waits until this one is over."""
 
     def give_way(self, key: str) -> None:
         """Let others with this key go on."""
@@ -38,17 +38,17 @@ class Unread:
         self.flushes = flushes
         """`Channel.flushes` when the reply was said."""
 
-    def read(self) -> None:
+    def confirm(self) -> None:
         """The client went on: it knows."""
-        self._attempt.read(self._outcome)
+        self._attempt.confirm(self._outcome)
 
     def shrink(self) -> None:
         """Keep a digest in the place of the content: the client goes on without waiting for our replies."""
         self._attempt.shrink()
 
-    def mark(self) -> None:
+    def claim(self) -> None:
         """The client is lost, though its conversation goes on for a while: another attempt waits for `remember`."""
-        self._attempt.mark()
+        self._attempt.claim()
 
     def give_way(self, key: str) -> None:
         """The same client sends the same message again on purpose, which must not wait for the client to go on."""
@@ -57,5 +57,5 @@ class Unread:
     def remember(self) -> Coroutine[Any, Any, None]:
         """The client was lost, and will try again: an attempt that comes before this has run waits for it."""
         self._attempt.shrink()
-        self._attempt.mark()
+        self._attempt.claim()
         return self._attempt.remember(self._outcome)

@@ -218,22 +218,22 @@ class Connection(asyncio.Protocol):
     # The channel's transport
 
     def write(self, data: bytes) -> None:
-        """See channel.Transport."""
+        """See carrier.Transport."""
         if self._transport is not None:
             self._transport.write(data)
 
     def pause_reading(self) -> None:
-        """See channel.Transport."""
+        """See carrier.Transport."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """See channel.Transport."""
+        """See carrier.Transport."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
     def close(self) -> None:
-        """See channel.Transport."""
+        """See carrier.Transport."""
         transport = self._transport
         if transport is None or transport.is_closing():  # asyncio's encrypted one breaks when it is closed twice
             return
@@ -242,7 +242,7 @@ class Connection(asyncio.Protocol):
             self._hang_up = self._loop.call_later(LAST_WORDS, transport.abort)
 
     def abort(self) -> None:
-        """See channel.Transport."""
+        """See carrier.Transport."""
         if self._transport is not None:
             self._transport.abort()
 

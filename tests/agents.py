@@ -6,7 +6,7 @@ from typing import Any
 
 from smtpd import replies
 from smtpd.addresses import Address, parse_address
-from smtpd.delivery import Deliveries, Delivery, DeliveryAgent, Outcome
+from smtpd.delivery import AgentAnswer, Deliveries, Delivery, DeliveryAgent
 from smtpd.model import Message, Recipient, Session, Transaction
 from smtpd.options import AgentOptions
 from smtpd.replies import Reply
@@ -30,7 +30,7 @@ class Storing(DeliveryAgent):
         self.answer = answer
         self.seen: list[Transaction] = []
 
-    async def deliver(self, mail: Transaction, message: Message) -> Outcome:
+    async def deliver(self, mail: Transaction, message: Message) -> AgentAnswer:
         self.seen.append(mail)
         answer: Any = self.answer
         if isinstance(answer, BaseException):
@@ -59,7 +59,7 @@ class Silent(Asking):
         await asyncio.Event().wait()
         return None
 
-    async def deliver(self, mail: Transaction, message: Message) -> Outcome:
+    async def deliver(self, mail: Transaction, message: Message) -> AgentAnswer:
         await asyncio.Event().wait()
         return replies.ACCEPTED
 

@@ -8,7 +8,7 @@ from stage import Stage
 
 from smtpd import replies
 from smtpd.config import Config
-from smtpd.delivery import Outcome
+from smtpd.delivery import AgentAnswer
 from smtpd.memory import Talk
 from smtpd.model import Message, Recipient, Transaction
 from smtpd.replies import Reply
@@ -68,7 +68,7 @@ class Mailboxes:
         if not holds:
             self.go_on.set()
 
-    async def answer(self, mail: Transaction, message: Message) -> Outcome:
+    async def answer(self, mail: Transaction, message: Message) -> AgentAnswer:
         self.begun.set()
         recipients = list(mail.recipients)
         await self.go_on.wait()

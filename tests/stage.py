@@ -15,7 +15,7 @@ from log_lines import Lines
 
 from smtpd import replies
 from smtpd.config import Config, LogOptions
-from smtpd.delivery import DeliveryAgent, Outcome
+from smtpd.delivery import AgentAnswer, DeliveryAgent
 from smtpd.log import Log
 from smtpd.memory import Talk
 from smtpd.model import Message, TlsInfo, Transaction
@@ -25,7 +25,7 @@ from smtpd.server import Server
 from smtpd.service import Service
 
 Table = Mapping[str, Any]
-Answer = Callable[[Transaction, Message], Awaitable[Outcome]]
+Answer = Callable[[Transaction, Message], Awaitable[AgentAnswer]]
 
 GREETING = b"220 mx.test ESMTP\r\n"
 ENVELOPE = b"EHLO client.test\r\nMAIL FROM:<joe@client.test>\r\nRCPT TO:<ann@example.test>\r\n"
@@ -132,8 +132,8 @@ class Stage:
         kept = self.kept
 
         class Keeper(DeliveryAgent):
-            async def deliver(self, mail: Transaction, message: Message) -> Outcome:
-                reply: Outcome = replies.ACCEPTED if answer is None else await answer(mail, message)
+            async def deliver(self, mail: Transaction, message: Message) -> AgentAnswer:
+                reply: AgentAnswer = replies.ACCEPTED if answer is None else await answer(mail, message)
                 recipients = tuple(recipient.address.text for recipient in mail.recipients)
                 spilled = bool(getattr(message.content, "spilled", False))
                 received = b"".join(message.content.chunks())

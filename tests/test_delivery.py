@@ -5,7 +5,7 @@ import pytest
 from agents import Asking, Opening, Silent, Storing, Tracked, deliveries, recipient, transaction
 
 from smtpd import delivery, replies
-from smtpd.delivery import MAX_REMEMBERED, Delivery, DeliveryAgent, Outcome, RememberedAnswers
+from smtpd.delivery import MAX_REMEMBERED, AgentAnswer, Delivery, DeliveryAgent, RememberedAnswers
 from smtpd.model import Message, Recipient, Transaction
 from smtpd.options import AgentOptions
 from smtpd.replies import Reply
@@ -41,7 +41,7 @@ async def test_agents_of_one_message_work_at_the_same_time() -> None:
     arrived = asyncio.Barrier(2)
 
     class Meeting(Storing):
-        async def deliver(self, mail: Transaction, message: Message) -> Outcome:
+        async def deliver(self, mail: Transaction, message: Message) -> AgentAnswer:
             await arrived.wait()
             return replies.ACCEPTED
 

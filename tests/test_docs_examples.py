@@ -11,6 +11,7 @@ from base64 import b64encode
 from pathlib import Path
 
 import pytest
+import trustme
 from pages import Page
 
 from smtpd import users
@@ -65,6 +66,19 @@ def test_tests_of_the_plug_in_page_pass(desk: Path) -> None:
     done = run(desk, "pytest", *options, "--asyncio-mode=auto", "--rootdir", str(desk))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "9 passed" in done.stdout
+
+
+def test_first_configuration_has_no_mistake(tmp_path: Path) -> None:
+    (text,) = [block for block in Page("operating.md").blocks("toml") if "[smtpd.listeners.smtp]\naddress" in block]
+    certificate = trustme.CA().issue_cert("mail.example.com")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "mail.crt")
+    certificate.private_key_pem.write_to_path(tmp_path / "mail.key")
+    for directory in ("/etc/smtpd/certs", "/var/lib/smtpd"):
+        assert directory in text
+        text = text.replace(directory, str(tmp_path))
+    (tmp_path / "config.toml").write_text(text)
+    done = run(tmp_path, "smtpd", "check", "--config", "config.toml")
+    assert (done.stdout, done.stderr) == ("ok: 1 listener, 1 domain, 1 agent, 0 filters\n", "")
 
 
 def test_tables_against_forgers_refuse_them_once_they_are_in_force(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from log_lines import Lines
 from stage import Stage
 
-from smtpd import Config, ConfigError, DeliveryAgent, Filter, Server, generation, server
+from smtpd import Config, ConfigError, DeliveryAgent, Filter, Server, generation
 from smtpd.config import LogOptions, from_tables
 from smtpd.log import Log
 from smtpd.users import UserFileError
@@ -236,7 +236,7 @@ async def test_reload_may_take_a_listener_away_and_name_it_again(inbox: type[Inb
 async def test_reloads_come_one_after_the_other_and_none_hangs(
     monkeypatch: pytest.MonkeyPatch, inbox: type[Inbox], comes_to_an_end: bool
 ) -> None:
-    monkeypatch.setattr(server, "START_SECONDS", 5.0 if comes_to_an_end else 0.01)
+    monkeypatch.setattr(generation, "START_SECONDS", 5.0 if comes_to_an_end else 0.01)
     go_on = asyncio.Event()
 
     class Slow(Filter):

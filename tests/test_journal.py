@@ -192,7 +192,7 @@ async def test_what_another_process_left_is_looked_for(tmp_path: Path) -> None:
 async def test_rules_that_were_renewed_share_what_is_known() -> None:
     bench = Bench()
     renewed = bench.journal.renewed(guarantee=AGAIN, keep=DAY, remember_refusals=DAY)
-    with bench.journal.hand_over(KEY, [bench.ann]):
+    with bench.journal.claim(KEY, [bench.ann]):
         assert not renewed.idle
     assert renewed.idle
     await bench.attempt({bench.ann: TAKEN, bench.bob: LATER}, told=MIXED)
@@ -363,7 +363,7 @@ async def test_what_is_remembered_survives_a_restart(tmp_path: Path) -> None:
 async def test_a_second_attempt_waits_for_the_first() -> None:
     bench = Bench()
     assert bench.journal.under_way(KEY, [bench.ann]) is None
-    with bench.journal.hand_over(KEY, [bench.ann]):
+    with bench.journal.claim(KEY, [bench.ann]):
         assert not bench.journal.idle
         gone, waiting = bench.journal.under_way(KEY, [bench.ann]), bench.journal.under_way(KEY, [bench.ann])
         assert gone is not None
@@ -373,7 +373,7 @@ async def test_a_second_attempt_waits_for_the_first() -> None:
         assert not waiting.done()
         assert bench.journal._under_way[HINT][0].waiting == {waiting: None}
         assert bench.journal.under_way(KEY[::-1], [bench.ann]) is None
-        with pytest.raises(RuntimeError, match="under way"), bench.journal.hand_over(KEY, [bench.ann]):
+        with pytest.raises(RuntimeError, match="under way"), bench.journal.claim(KEY, [bench.ann]):
             pass
         last = bench.journal.under_way(KEY, [bench.ann])
         assert last is not None
@@ -385,7 +385,7 @@ async def test_a_second_attempt_waits_for_the_first() -> None:
 
 async def test_an_attempt_that_broke_lets_the_next_one_go_on() -> None:
     bench = Bench()
-    attempt = bench.journal.hand_over(KEY, [bench.ann])
+    attempt = bench.journal.claim(KEY, [bench.ann])
     attempt.__enter__()
     waiting = bench.journal.under_way(KEY, [bench.ann])
     assert waiting is not None
@@ -395,6 +395,6 @@ async def test_an_attempt_that_broke_lets_the_next_one_go_on() -> None:
 
 async def test_a_message_without_key_is_never_under_way() -> None:
     bench = Bench()
-    with bench.journal.hand_over(None, [bench.ann]), bench.journal.hand_over(None, [bench.ann]):
+    with bench.journal.claim(None, [bench.ann]), bench.journal.claim(None, [bench.ann]):
         assert bench.journal.under_way(None, [bench.ann]) is None
         assert bench.journal.idle

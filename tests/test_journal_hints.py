@@ -107,7 +107,7 @@ async def test_marks_from_before_a_change_to_at_least_once_are_looked_up() -> No
 
 async def test_an_attempt_under_way_has_to_be_looked_up_by_its_hint() -> None:
     bench = Bench()
-    with bench.journal.hand_over(KEY, [bench.ann]), bench.journal.hand_over(HINT + "f" * 64, [bench.ann]):
+    with bench.journal.claim(KEY, [bench.ann]), bench.journal.claim(HINT + "f" * 64, [bench.ann]):
         assert (bench.journal.may_know(HINT), bench.journal.may_know(ANOTHER)) == (True, False)
         assert bench.journal.under_way(HINT + "e" * 64, [bench.ann]) is None
     assert not bench.journal.may_know(HINT)
@@ -115,10 +115,10 @@ async def test_an_attempt_under_way_has_to_be_looked_up_by_its_hint() -> None:
 
 async def test_what_was_begun_is_known_until_no_attempt_of_the_message_is_left() -> None:
     bench = Bench(ONCE)
-    with bench.journal.hand_over(HINT + "f" * 64, [bench.ann]):
-        with bench.journal.hand_over(KEY, [bench.ann]):
+    with bench.journal.claim(HINT + "f" * 64, [bench.ann]):
+        with bench.journal.claim(KEY, [bench.ann]):
             await bench.journal.begin(KEY, [bench.ann])
-            with bench.journal.hand_over(KEY, [bench.bob]):
+            with bench.journal.claim(KEY, [bench.bob]):
                 pass
             assert bench.journal._begun
         assert not bench.journal._begun
@@ -208,7 +208,7 @@ async def _take(step: Step, key: str, bench: Bench, attempt: ExitStack) -> None:
             bench.journal = journal.renewed(guarantee="at-least-once", keep=5 * DAY, remember_refusals=DAY)
         case "start":
             if journal.under_way(key, [ann]) is None:
-                attempt.enter_context(journal.hand_over(key, [ann]))
+                attempt.enter_context(journal.claim(key, [ann]))
         case "end":
             attempt.close()
 

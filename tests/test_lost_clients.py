@@ -11,7 +11,7 @@ from letters import ANN, BOB, EARLIER, LATER, LMTP, Mailboxes, chunk, envelope, 
 from manual_clock import ManualClock
 from stage import Stage, codes
 
-from smtpd.delivery import Outcome
+from smtpd.delivery import AgentAnswer
 from smtpd.handover import SMALL
 from smtpd.journal import DELIVERED, Guarantee, Journal
 from smtpd.memory import Talk
@@ -333,7 +333,7 @@ async def test_first_message_of_a_lost_burst_gets_no_second_copy_while_the_next_
     second = asyncio.Event()
 
     class HoldsSecond(Mailboxes):
-        async def answer(self, mail: Transaction, message: Message) -> Outcome:
+        async def answer(self, mail: Transaction, message: Message) -> AgentAnswer:
             if self.copies:
                 self.go_on.clear()
                 second.set()

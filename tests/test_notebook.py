@@ -109,7 +109,7 @@ async def test_a_store_that_breaks_during_a_delivery_makes_no_refusal_of_a_defer
     bench = Bench(ONCE)
     before = recipient("before")
     await bench.journal.unconfirmed(KEY, {before: TAKEN})
-    with bench.journal.hand_over(KEY, [bench.ann]):
+    with bench.journal.claim(KEY, [bench.ann]):
         await bench.journal.begin(KEY, [bench.ann, bench.bob, bench.eve])
         bench.store.broken = calls
         fared = {bench.ann: TAKEN, bench.bob: LATER, bench.eve: UNKNOWN}

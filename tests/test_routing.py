@@ -2,7 +2,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from smtpd.addresses import Address, parse_address, parse_path
+from smtpd.addresses import parse_address, parse_path
 from smtpd.model import Recipient
 from smtpd.replies import Reply
 from smtpd.rewriting import Target
@@ -353,20 +353,6 @@ def test_ordinary_recipient_is_not_exempt() -> None:
     answer = router(postmaster="root@example.com").route(parse_address("root@example.com"), authenticated=False)
     assert isinstance(answer, Recipient)
     assert not answer.exempt
-
-
-@pytest.mark.parametrize(
-    ("text", "label"),
-    [
-        ("a@example.com", "example.com"),
-        ("a@q.example.com", "*.example.com"),
-        ("a@elsewhere.test", "other"),
-        ("a@[192.0.2.1]", "other"),
-    ],
-)
-def test_metric_label_is_a_configured_domain_or_other(text: str, label: str) -> None:
-    assert router().metric_domain(parse_address(text)) == label
-    assert router().metric_domain(Address("Postmaster", "", "Postmaster")) == "other"
 
 
 def test_explanation_shows_each_step_and_says_what_route_says() -> None:

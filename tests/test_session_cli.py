@@ -82,6 +82,16 @@ def test_over_pipes_replies_and_log_are_apart(config: Path) -> None:
     assert b"([192.0.2.7])" in delivered.read_bytes()
 
 
+def test_last_lines_of_the_log_are_written_when_nothing_is_left_to_do(config: Path) -> None:
+    agent = f'"maildir"\npath = "{config.parent}/mail"\nrecipients = "any"\n[smtpd.log]'
+    discard = '"discard"\nallow_discard = true\n[smtpd.log]\nconnections = true'
+    config.write_text(config.read_text().replace(agent, discard))
+    said = b"EHLO client.test\r\n" + MESSAGE
+    done = subprocess.run((*COMMAND, config), input=said, capture_output=True, timeout=PATIENCE, check=True)
+    events = [json.loads(line)["event"] for line in done.stderr.splitlines()]
+    assert events == ["connected", "message", "disconnected"]
+
+
 def test_developer_set_up_can_be_spoken_to_before_it_has_ever_been_served(tmp_path: Path) -> None:
     command, said = (sys.executable, "-m", "smtpd", "session"), b"EHLO client.test\r\n" + MESSAGE
     done = subprocess.run(command, input=said, capture_output=True, timeout=PATIENCE, cwd=tmp_path, check=False)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
-from smtpd.options import Bytes, Networks, Options
+from smtpd.options import Bytes, Networks, Options, as_tuple
 from smtpd.tls import Combination
 
 Mode = Literal["smtp", "smtps", "submission", "alt", "lmtp"]
@@ -36,10 +36,8 @@ def split_address(address: str) -> tuple[str, str, int]:
     return "tcp", host[1:-1] if bracketed else host, int(port)
 
 
-def _sequence(value: object) -> object:
-    if isinstance(value, str):
-        return (value,)
-    return tuple(value) if isinstance(value, list) else value
+def _one_or_more(value: object) -> object:
+    return (value,) if isinstance(value, str) else as_tuple(value)
 
 
 def _checked(addresses: tuple[str, ...]) -> tuple[str, ...]:
@@ -52,7 +50,7 @@ def _checked(addresses: tuple[str, ...]) -> tuple[str, ...]:
 
 Addresses = Annotated[
     tuple[str, ...],
-    BeforeValidator(_sequence),
+    BeforeValidator(_one_or_more),
     AfterValidator(_checked),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
 ]

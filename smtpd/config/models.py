@@ -14,7 +14,7 @@ from smtpd.config.values import (
     check_reply_text,
 )
 from smtpd.dns.options import DnsOptions
-from smtpd.options import AgentOptions, Bytes, FilterOptions, Networks, Options, Seconds, Strings
+from smtpd.options import AgentOptions, Bytes, FilterOptions, Networks, Options, Seconds, Strings, as_tuple
 from smtpd.rewriting import WrittenTarget
 
 Count = Annotated[int, Field(ge=0)]
@@ -99,10 +99,6 @@ class Certificate(Options):
     """PEM file with the private key."""
 
 
-def _sequence(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
 class TlsOptions(Options):
     """Certificates and what is negotiated; files are watched and read again when they change."""
 
@@ -114,7 +110,7 @@ class TlsOptions(Options):
     """Oldest version negotiated (RFC 8996 forbids what is older than TLS 1.2)."""
     ciphers: str | None = None
     """Ciphers for TLS 1.2 in OpenSSL's notation; unset: those of Python's `ssl` module."""
-    certificates: Annotated[tuple[Certificate, ...], BeforeValidator(_sequence)] = ()
+    certificates: Annotated[tuple[Certificate, ...], BeforeValidator(as_tuple)] = ()
     """Further certificates, tables with `cert_file` and `key_file`, chosen by the name clients ask for."""
     client_ca_file: str | None = None
     """PEM file of the authorities that sign client certificates."""

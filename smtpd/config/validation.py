@@ -46,7 +46,7 @@ def validate(tree: Tree) -> Draft:
             for details in error.errors(include_url=False, include_input=True):
                 path = _inside(details, tree)
                 if round_number == 0:
-                    draft.findings.append(_finding(details, path, tree, ()))
+                    draft.findings.append(_finding(details, path, tree))
                 draft.broken.add(_prune(tree, path, details["type"] == "missing"))
     draft.findings = _merged(draft.findings)
     return draft
@@ -101,7 +101,7 @@ def _replace_plugin_table(path: Path, table: Tree, group: Tree, tree: Tree) -> I
     except ValidationError as error:
         for details in error.errors(include_url=False, include_input=True):
             place = (*path, *_inside(details, table))
-            yield _finding(details, place, tree, path)
+            yield _finding(details, place, tree)
     except (Exception, SystemExit) as error:  # whatever a stranger's validators raise
         yield Finding(path, f"cannot be read: {type(error).__name__}: {error}")
 
@@ -130,7 +130,7 @@ def _items(table: object) -> Mapping[object, object]:
     return table if isinstance(table, dict) else {}
 
 
-def _finding(details: ErrorDetails, path: Path, tree: Tree, inside: Path) -> Finding:
+def _finding(details: ErrorDetails, path: Path, tree: Tree) -> Finding:
     kind = details["type"]
     if kind == "extra_forbidden":
         options = table_class(path[:-1], tree)

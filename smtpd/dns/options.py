@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from smtpd.options import Options, Seconds
+from smtpd.options import Options, Seconds, as_tuple
 
 PORT = 53
 
@@ -41,15 +41,11 @@ def _check_nameserver(text: str) -> str:
     return text
 
 
-def _sequence(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
 class DnsOptions(Options):
     """Whom lookups are sent to, and how long their answers are kept."""
 
     nameservers: Annotated[
-        tuple[Annotated[str, AfterValidator(_check_nameserver)], ...], BeforeValidator(_sequence)
+        tuple[Annotated[str, AfterValidator(_check_nameserver)], ...], BeforeValidator(as_tuple)
     ] = ()
     """Addresses of nameservers, each with a port if it is not 53 ("127.0.0.1:5353", "[::1]:5353"); empty: those of
     the system."""

@@ -193,7 +193,7 @@ class MessageStage(Stage):
         for hook in self._changers:
             if _nobody_is_left(mail, refused):
                 break
-            await (_look_only(hook, case, mail, message) if hook.check.observes else hook.decide(case))
+            await (_look_only(hook, mail, message) if hook.check.observes else hook.decide(case))
             refused = await self._refused(due, case)
         self._leave_to_session(mail)
         headers = self._headers(case)
@@ -245,7 +245,7 @@ class _Borrowed:
         """Leave it to its owner."""
 
 
-async def _look_only(hook: Hook, case: Case, mail: Transaction, message: Message) -> None:
+async def _look_only(hook: Hook, mail: Transaction, message: Message) -> None:
     """Show a copy to a filter that would change the message, were it not in observe mode."""
     copy = Message(_Borrowed(message.content))
     copy.added = list(message.added)

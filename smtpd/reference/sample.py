@@ -67,7 +67,9 @@ _AGENT_VALUES: Mapping[str, Mapping[str, object]] = {
 }
 _PROVIDER_VALUES: Mapping[str, Mapping[str, object]] = {"file": {"path": "/etc/smtpd/users"}}
 _FILTER_VALUES: Mapping[str, Mapping[str, object]] = {
+    "sender_login": {"mode": "observe"},
     "early_talker": {"listeners": ["smtp", "alt"]},
+    "sender_domain": {"mode": "observe"},
     "arc_seal": {
         "mode": "off", "domain": "example.com", "selector": "arc", "key_file": "/etc/smtpd/arc.key",
         "agents": ["smarthost"],

@@ -22,7 +22,7 @@ from smtpd.config.problems import Path as KeyPath
 from smtpd.config.problems import closest
 from smtpd.config.validation import plain_words
 from smtpd.model import plain_ip
-from smtpd.options import Options
+from smtpd.options import Options, as_tuple
 from smtpd.rehearsal.script import Client
 
 MAX_FILE = 4 << 20  # bytes; our own choice
@@ -40,10 +40,6 @@ def _moment(value: object) -> object:
 
 def _address(value: object) -> object:
     return plain_ip(ip_address(value)) if isinstance(value, str) else value
-
-
-def _sequence(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _texts(value: object) -> tuple[str, ...]:
@@ -164,7 +160,7 @@ class Case(Surroundings):
 class PolicyTests(Surroundings):
     """A whole file."""
 
-    case: Annotated[tuple[Case, ...], BeforeValidator(_sequence)]
+    case: Annotated[tuple[Case, ...], BeforeValidator(as_tuple)]
     """The cases, `[[case]]` each."""
 
 

@@ -8,7 +8,7 @@ from functools import partial
 
 from smtpd import plugins, replies
 from smtpd.auth import CredentialProvider
-from smtpd.delivery import Delivery, DeliveryAgent, Outcome
+from smtpd.delivery import AgentAnswer, Delivery, DeliveryAgent
 from smtpd.generation import AgentMaker
 from smtpd.model import Message, Recipient, Transaction
 from smtpd.options import AgentOptions
@@ -42,7 +42,7 @@ class Collector(DeliveryAgent):
         self.carries_utf8 = utf8
         self._collect = collect
 
-    async def deliver(self, mail: Transaction, message: Message) -> Outcome:
+    async def deliver(self, mail: Transaction, message: Message) -> AgentAnswer:
         """Note who would have got what."""
         self._collect(_collected(self.name, mail, message))
         return replies.ACCEPTED
@@ -84,7 +84,7 @@ class _Asked(Delivery):
     async def recipient(self, recipient: Recipient) -> Reply | None:
         return await self._inner.recipient(recipient)
 
-    async def deliver(self, message: Message) -> Outcome:
+    async def deliver(self, message: Message) -> AgentAnswer:
         await self._inner.abandon()
         self._collect(_collected(self.agent.name, self.mail, message))
         return replies.ACCEPTED

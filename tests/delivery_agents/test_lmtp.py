@@ -79,7 +79,7 @@ async def test_commands_come_one_by_one_where_the_store_cannot_take_more() -> No
         (b"503 5.5.1 MAIL first\r\n", "451 4.4.1 The mail system cannot be reached"),
         (b"354 Go on\r\n", "451 4.4.1 "),
         (b"221 2.0.0 Bye\r\n", "451 4.4.1 "),
-        (CLOSE, "451 4.4.1 "),
+        (CLOSE, "451 4.4.2 The mail system ended the connection"),
     ],
 )
 async def test_what_the_store_says_of_a_recipient_is_heard_at_rcpt(say: bytes, heard: str) -> None:

@@ -256,7 +256,7 @@ async def test_connection_lost_at_data_is_replaced() -> None:
 async def test_store_that_closes_at_every_data_is_given_up() -> None:
     async with LmtpStore() as store, agent_for(store, chunking=False) as agent:
         store.say["DATA"] = CLOSE
-        assert await deliver(agent, mail(), ANN) == {ANN: replies.BACKEND_DOWN}
+        assert await deliver(agent, mail(), ANN) == {ANN: replies.BACKEND_LOST}
 
 
 @pytest.mark.parametrize("answered", [0, 1, 2])

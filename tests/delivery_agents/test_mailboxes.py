@@ -83,7 +83,7 @@ async def test_file_of_recipients_is_read_again_when_it_changes(start: Start, tm
     file = tmp_path / "recipients"
     file.write_text("# people\n\nbob@example.com\n")
     agent = await start(recipients={"file": str(file)})
-    known: Any = agent._known
+    known: Any = agent._known._file
     now = [100.0]
     known._clock = lambda: now[0]
     assert await ask(agent, "bob@example.com") is None
@@ -107,7 +107,7 @@ async def test_nobody_is_refused_while_the_file_of_recipients_is_written(start: 
     file = tmp_path / "recipients"
     replace(file, "bob@example.com\neve@example.com\n")
     agent = await start(recipients={"file": str(file)})
-    known: Any = agent._known
+    known: Any = agent._known._file
     now = [100.0]
     known._clock = known._rest._clock = lambda: now[0]
     for begun in ("", "bob@example.com\n", "bob@example.com\nann@example.com\neve"):
@@ -128,7 +128,7 @@ async def test_file_of_recipients_whose_time_lies_ahead_is_read_in_the_end(start
     file = tmp_path / "recipients"
     replace(file, "bob@example.com\n")
     agent = await start(recipients={"file": str(file)})
-    known: Any = agent._known
+    known: Any = agent._known._file
     now = [100.0]
     known._clock = known._rest._clock = lambda: now[0]
     file.write_text("eve@example.com\n")
@@ -144,7 +144,7 @@ async def test_file_of_recipients_that_has_lost_them_all_is_not_believed(start: 
     file = tmp_path / "recipients"
     replace(file, "bob@example.com\n")
     agent = await start(recipients={"file": str(file)})
-    known: Any = agent._known
+    known: Any = agent._known._file
     now = [100.0]
     known._clock = lambda: now[0]
     replace(file, "# made by a program that failed\n")
@@ -166,7 +166,7 @@ async def test_file_of_recipients_that_could_not_be_read_is_tried_again(start: S
     file = tmp_path / "recipients"
     file.write_text("bob@example.com\n")
     agent = await start(recipients={"file": str(file)})
-    known: Any = agent._known
+    known: Any = agent._known._file
     now = [100.0]
     known._clock = lambda: now[0]
     replace(file, "eve@example.com\n")

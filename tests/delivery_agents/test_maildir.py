@@ -78,7 +78,9 @@ async def test_directory_that_is_not_mounted_never_means_unknown(start: Start, t
     (tmp_path / empty).mkdir(parents=True)
     agent = await start(recipients="existing")
     assert await ask(agent, "bob@example.com") is replies.BACKEND_DOWN
-    assert f"there is nothing in {tmp_path / empty}; is it mounted?" in events(agent)[0]
+    problem = f"there is nothing in {tmp_path / empty}; is it mounted?"
+    assert problem in events(agent)[0]
+    assert await agent.health() == (problem if empty == "mail" else None)  # who has mail elsewhere still gets it
     (tmp_path / "mail/example.com/bob").mkdir(parents=True)
     assert await ask(agent, "bob@example.com") is None
     assert await ask(agent, "eve@example.com") == replies.NO_SUCH_USER

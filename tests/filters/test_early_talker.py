@@ -43,6 +43,17 @@ async def test_command_right_behind_the_hello_is_early(build: Build, hello: byte
     assert (await house.mail())[1][:9] == "550 5.7.1"
 
 
+@pytest.mark.parametrize("last", ["NOOP", "VRFY ann", "EXPN staff", "TURN", "AUTH PLAIN"])
+async def test_command_behind_one_that_ends_a_group_is_early(build: Build, last: str) -> None:
+    house = await build({"early_talker": AT_ONCE})
+    await house.call()
+    await house.say(f"MAIL FROM:<joe@c.test>\r\n{last}\r\n")
+    await house.say("RSET\r\n")
+    assert (await house.mail())[1].startswith(OK), "it was the last one of its group"
+    await house.say(f"RSET\r\n{last}\r\nRSET\r\n")
+    assert (await house.mail())[1][:9] == "550 5.7.1"
+
+
 async def test_pipelining_as_offered_is_nothing_early(build: Build) -> None:
     house = await build({"early_talker": AT_ONCE})
     await house.call()

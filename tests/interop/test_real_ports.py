@@ -21,7 +21,9 @@ BY_LOGIN = ("--auth", "PLAIN", "--auth-user", Server.login, "--auth-password", S
 
 @pytest.fixture
 def nameserver() -> Iterator[Nameserver]:
-    with running_nameserver() as server:  # it knows no name at all
+    with running_nameserver() as server:
+        server.add("sender.test. 60 IN MX 10 mx.sender.test.")  # nobody else is in this world
+        server.add("mx.sender.test. 60 IN A 192.0.2.1")
         yield server
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from cryptography import x509
 
+from smtpd.certificates import make_developer_certificate
 from smtpd.config import TlsOptions
-from smtpd.tls import make_developer_certificate
 from tests.tls.conftest import Server, context_of, shake_hands
 
 
