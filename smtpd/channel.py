@@ -15,7 +15,7 @@ from typing import Any
 from smtpd.carrier import Transport
 from smtpd.commands import limit_for, too_long
 from smtpd.content import Receiver
-from smtpd.endings import Disconnected, Draining, Overrun, TimedOut
+from smtpd.endings import Disconnected, Draining, Ended, Overrun, TimedOut
 from smtpd.limits import DataRate
 from smtpd.model import TlsInfo
 from smtpd.replies import Refused, Reply
@@ -53,15 +53,11 @@ class Channel:
         self._coroutine: Coroutine[object, None, None] | None = None
         self._task: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
-        self._deadline = 0.0
-        self._waiting = self._idle = self._is_due = False
-        self._finishing = False
-        self._paused = self._blocked = False
+        self._timer_at = self._deadline = 0.0
+        self._waiting = self._idle = self._is_due = self._finishing = self._paused = self._blocked = False
         self.ended = False
         """Whether the client can say nothing more, nor that it has read what we say."""
-        self._lost = False
-        self._draining = False
+        self._lost = self._draining = False
         self._flushes_read = 0
         self.burst = _BURST
         """Octets of replies from which on others have their turn; 0: once right behind the next one, with no flush."""
@@ -220,7 +216,10 @@ class Channel:
                 self._task = None
         if task.cancelled():
             raise Draining if self._draining and not self.vanished else Disconnected
-        return task.result()
+        try:
+            return task.result()
+        finally:
+            del task  # its exception and our frame would hold each other
 
     async def start_tls(self) -> TlsInfo:
         """Upgrade; the 220 must be written already. Disconnected when the handshake fails."""
@@ -282,7 +281,7 @@ class Channel:
         """The client will send nothing more."""
         self.ended = True
         if self._waiting and not self._is_due and not (self._blocked and self.pending):
-            self._advance(Disconnected())
+            self._advance(Disconnected)
         elif self.vanished or self._finishing:
             self._vanish()
 
@@ -291,7 +290,7 @@ class Channel:
         self._lost = self.ended = True
         self._out = b""
         if self._waiting:
-            self._advance(Disconnected())
+            self._advance(Disconnected)
         else:
             self._vanish()
 
@@ -304,7 +303,7 @@ class Channel:
     def _leave(self, task: asyncio.Task[Any]) -> None:
         if self._task is task:
             task.remove_done_callback(self._task_done)
-            self._advance(Disconnected())
+            self._advance(Disconnected)
 
     def blocked(self, is_blocked: bool) -> None:
         """The client does not read what we say (True), or reads again: no input is taken meanwhile."""
@@ -312,7 +311,7 @@ class Channel:
         if is_blocked or not self._waiting:
             return
         if self.pending or self.ended:
-            self._advance(None if self.pending else Disconnected())
+            self._advance(None if self.pending else Disconnected)
         else:
             self._resume()
 
@@ -320,7 +319,7 @@ class Channel:
         """The server wants to stop: between two messages, or `now`."""
         self._draining = True
         if self._waiting and (now or self._idle):
-            self._advance(Draining())
+            self._advance(Draining)
         elif now and self._task is not None and not self._finishing:
             self._task.cancel()
 
@@ -336,7 +335,7 @@ class Channel:
             self._resume()  # an encrypted connection that is paused would not notice its end
             self._transport.close()
 
-    def _advance(self, error: Exception | None = None) -> None:
+    def _advance(self, error: type[Ended] | None = None) -> None:  # an instance and our frame would hold each other
         if self._coroutine is None:
             return
         self._waiting = self._is_due = False
@@ -363,7 +362,8 @@ class Channel:
             assert isinstance(wanted, asyncio.Task)
             wanted.add_done_callback(self._task_done)
 
-    def _task_done(self, _: asyncio.Task[Any]) -> None:
+    def _task_done(self, task: asyncio.Task[Any]) -> None:
+        del task  # as in `run`
         self._advance()
 
     def _resume(self) -> None:
@@ -388,7 +388,7 @@ class Channel:
         if self._is_due or self._loop.time() + 0.002 < self._deadline:
             self._arm()
         else:
-            self._advance(TimedOut())
+            self._advance(TimedOut)
 
     def _end(self) -> None:
         self._coroutine, self._data = None, b""

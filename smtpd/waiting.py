@@ -25,7 +25,8 @@ def cancel(
 ) -> None:
     """Cancel a task; `otherwise` is called when it goes on all the same, and the log says where it is."""
     task.cancel()
-    loop.call_later(DEAF_SECONDS, _look, task, otherwise)
+    look = loop.call_later(DEAF_SECONDS, _look, task, otherwise)
+    task.add_done_callback(lambda _: look.cancel())  # or everything the client had would stay that much longer
 
 
 def _look(task: asyncio.Task[Any], otherwise: Callable[[asyncio.Task[Any]], None]) -> None:
