@@ -153,7 +153,7 @@ async def test_at_most_once_forgets_a_message_when_its_250_was_read_and_not_befo
         assert (await send(stage.talk(), letter())).startswith(EARLIER)
         await talk.say(b"NOOP\r\n")
         assert codes(await send(talk, letter())) == ["250"]
-        print(said); assert store.copies == {ANN: 2}, "sent again on purpose"
+        assert store.copies == {ANN: 2}, "sent again on purpose"
 
 
 async def test_burst_of_messages_in_files_does_not_keep_them_open(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ async def test_the_same_message_from_two_connections_is_delivered_twice_when_nei
             assert b"250 2.0.0 Ok, delivered [" in await talk.say(BURST)
         for talk in talks:
             await talk.say(b"QUIT\r\n")
-        print(said); assert store.copies == {ANN: 2}
+        assert store.copies == {ANN: 2}
         assert stage.service.journal.idle
 
 
@@ -294,7 +294,7 @@ async def test_the_same_message_twice_from_one_connection_is_delivered_twice_alt
     async with Stage(answer=store.answer, tables=tables("at-least-once")) as stage:
         said = await stage.talk().say(BURST + envelope() + chunk(letter()))
         assert said.count(b"250 2.0.0 Ok, delivered [") == 2
-        print(said); assert store.copies == {ANN: 2}
+        assert store.copies == {ANN: 2}
 
 
 async def test_client_that_is_lost_while_another_loss_is_waited_for_gets_nothing_delivered() -> None:
@@ -326,7 +326,7 @@ async def test_client_that_closes_behind_a_pipelined_quit_and_comes_back_at_once
             store.go_on.clear()
         store.go_on.set()
         assert [(await retry).startswith(EARLIER) for retry in retries] == [True, True]
-        print(said); assert store.copies == {ANN: 2}
+        assert store.copies == {ANN: 2}
 
 
 async def test_first_message_of_a_lost_burst_gets_no_second_copy_while_the_next_one_is_delivered() -> None:
@@ -350,7 +350,7 @@ async def test_first_message_of_a_lost_burst_gets_no_second_copy_while_the_next_
             await asyncio.sleep(0)
         store.go_on.set()
         assert (await retry).startswith(EARLIER)
-        print(said); assert store.copies == {ANN: 2}
+        assert store.copies == {ANN: 2}
 
 
 async def test_of_those_who_wait_for_a_lost_attempt_whoever_is_gone_as_well_uses_up_nothing() -> None:
