@@ -17,7 +17,7 @@ from typing import Any
 
 from smtpd.model import IPAddress
 from smtpd.proxy import HeaderReader, Origin, ProxyError
-from smtpd.sockets import BACKLOG, InheritedSocket, ears
+from smtpd.sockets import BACKLOG, InheritedSocket, ears, listen
 from smtpd.wire import Connection, Gate, address_of
 
 HEADER_SECONDS = 5.0  # for a whole header; haproxy's doc/proxy-protocol.txt §2: at least 3, for a retransmission
@@ -153,7 +153,11 @@ class Acceptor:
 async def accept(
     gate: Gate, opened: socket.socket, loop: asyncio.AbstractEventLoop, *, reads_headers: bool
 ) -> list[asyncio.Server | Acceptor]:
-    """Listen on a bound socket, and serve whoever comes; `reads_headers`: those that begin with a PROXY header, too."""
+    """Listen on a bound socket, and serve whoever comes; AddressUnavailable when that cannot be done.
+
+    `reads_headers`: those that begin with a PROXY header, too.
+    """
+    listen(opened)  # uvloop would say "Bad file descriptor" where the address is taken
     if not reads_headers:
         return [await _serve(gate, ear, loop) for ear in ears(opened, loop)]
     acceptor = Acceptor(gate, opened, loop)

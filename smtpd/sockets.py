@@ -43,6 +43,14 @@ def bind(addresses: Sequence[str], inherited: Inherited) -> list[socket.socket]:
     return sockets
 
 
+def listen(bound: socket.socket) -> None:
+    """Let clients queue; AddressUnavailable when another process, bound to the same address, was faster."""
+    try:
+        bound.listen(BACKLOG)
+    except OSError as error:
+        raise AddressUnavailable(f"cannot listen on {describe(bound)}: {error.strerror or error}") from error
+
+
 def describe(listening: socket.socket) -> str:
     """The address as it stands in the configuration: "127.0.0.1:25", "[::]:25", "unix:/run/x.sock"."""
     name = listening.getsockname()

@@ -292,8 +292,11 @@ class Server:
     def mailbox(self, user: str, domain: str = "example.test") -> list[bytes]:
         """The messages in a mailbox of the default configuration, oldest first."""
         folder = self.config.parent / "mail" / domain / user / "new"
-        files = sorted(folder.glob("*"), key=lambda path: (path.stat().st_mtime_ns, path.name))
-        return [path.read_bytes() for path in files]
+
+        def arrival(path: Path) -> tuple[int, int]:
+            return path.stat().st_mtime_ns, int(path.name.partition("Q")[2].partition(".")[0])
+
+        return [path.read_bytes() for path in sorted(folder.glob("*"), key=arrival)]
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal and wait for the end; the exit code, negative for a signal as in `subprocess`."""
