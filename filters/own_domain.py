@@ -33,13 +33,14 @@ from itertools import islice
 from typing import ClassVar, Literal
 
 from filters.dmarc_assessment import Evidence, gather
+from filters.reverse_names import may_be_forwarded
 from smtpd import replies
 from smtpd.address_list import MAX_OCTETS, parse_address_list
 from smtpd.addresses import AddressError
 from smtpd.findings import ArcResult, DkimResults, IprevResult, SpfResults
 from smtpd.header_fields import values_of
 from smtpd.metrics import Counter
-from smtpd.model import Message, Session, Transaction
+from smtpd.model import Message, Transaction
 from smtpd.options import FilterOptions, Strings
 from smtpd.patterns import DomainPatterns, host_key
 from smtpd.policy import PASS, Filter, Verdict
@@ -99,12 +100,11 @@ class OwnDomain(Filter):
         self._actions: dict[Part, Action] = {"envelope": options.envelope, "header": options.header}
         self._defers = options.on_tempfail == "defer"
         self._trust_arc = options.trust_arc
-        self._excuses = frozenset(options.unless)
         self._checks = services.metrics.counter(CHECKS)
 
     async def on_message(self, mail: Transaction, message: Message) -> Verdict:
         """Ask every domain of ours that the message names for a proof."""
-        if self._is_excused(mail.session):
+        if self.excuses(mail.session):
             return PASS
         authors = [domain for domain in _authors(message) if domain in self._ours]
         senders = [mail.sender.domain] if mail.sender.domain in self._ours else []
@@ -112,7 +112,7 @@ class OwnDomain(Filter):
             return PASS
         evidence = gather(mail.facts.get(SpfResults), mail.facts.get(DkimResults))
         arc = mail.facts.get(ArcResult) if self._trust_arc else None
-        is_open = self._may_be_forwarded(mail)
+        is_open = may_be_forwarded(mail, self.options.unless)
         verdicts = [self._judge("header", domain, evidence, arc, is_open) for domain in authors]
         # DMARC of the first host of a chain was about From; it says nothing about another domain in the envelope.
         spoken_for = any(self._ours.are_aligned(author, sender) for author in authors for sender in senders)
@@ -120,15 +120,6 @@ class OwnDomain(Filter):
             self._judge("envelope", domain, evidence, arc if spoken_for else None, is_open) for domain in senders
         ]
         return _heaviest(verdicts)
-
-    def _is_excused(self, session: Session) -> bool:
-        return (session.authenticated and "authenticated" in self._excuses) or (
-            session.trusted and "trusted" in self._excuses
-        )
-
-    def _may_be_forwarded(self, mail: Transaction) -> bool:
-        iprev = mail.facts.get(IprevResult) if "trusted-forwarder" in self._excuses else None
-        return iprev is not None and iprev.may_forward
 
     def _judge(self, part: Part, domain: str, evidence: Evidence, arc: ArcResult | None, is_open: bool) -> Verdict:
         action = self._actions[part]

@@ -6,11 +6,12 @@ Whoever holds an address can give it any name. A name counts only when the owner
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Container
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from smtpd.dns import Answer, Resolver, Type, normal_name, tempfail
 from smtpd.findings import IprevResult
-from smtpd.model import IPAddress, plain_ip
+from smtpd.model import IPAddress, Transaction, plain_ip
 
 MAX_NAMES = 10  # RFC 8601 §3: the number of names must be limited; RFC 7208 §4.6.4 takes 10, too
 MAX_ADDRESSES = 10  # of one name; our own choice
@@ -37,6 +38,12 @@ async def confirm_names(ip: IPAddress, resolver: Resolver, seconds: float) -> Ip
     if failed is not None:
         return IprevResult("temperror", str(address), reason=failed.reason)
     return IprevResult("fail", str(address), reason="no name leads back")
+
+
+def may_be_forwarded(mail: Transaction, unless: Container[str]) -> bool:
+    """Whether the client may be a trusted forwarder, whom `unless` excuses: its names cannot be looked up now."""
+    iprev = mail.facts.get(IprevResult) if "trusted-forwarder" in unless else None
+    return iprev is not None and iprev.may_forward
 
 
 class _Asking:

@@ -49,11 +49,12 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from filters.mail_routes import find_route
+from filters.reverse_names import may_be_forwarded
 from smtpd import replies
 from smtpd.addresses import Address
 from smtpd.findings import IprevResult
 from smtpd.metrics import Counter
-from smtpd.model import Recipient, Session, Transaction
+from smtpd.model import Recipient, Transaction
 from smtpd.options import FilterOptions, Seconds, StageName, Strings
 from smtpd.patterns import HostSet
 from smtpd.policy import PASS, Filter, Verdict
@@ -124,7 +125,6 @@ class SenderDomain(Filter):
             "temperror": _answer(options.on_tempfail, replies.SENDER_TEMPERROR),
         }
         self._longest = min(options.lookup_time, self.lookup_time or options.lookup_time)
-        self._excuses = frozenset(options.unless)
         self._ours = HostSet(services.local_domains)  # no domain is called "*"
         self._takes_all = "*" in services.local_domains
         self._checks = services.metrics.counter(CHECKS)
@@ -136,7 +136,7 @@ class SenderDomain(Filter):
     async def on_mail(self, mail: Transaction) -> Verdict:
         """Look at the sender's domain."""
         sender = mail.sender
-        if sender.is_null or sender.domain in self._ours or self._is_excused(mail.session):
+        if sender.is_null or sender.domain in self._ours or self.excuses(mail.session):
             return PASS
         result, reason = await self._look_at(sender, mail)
         self._checks.labels(result).inc()
@@ -145,13 +145,13 @@ class SenderDomain(Filter):
             return PASS
         if answer.action == "tag":
             return Verdict(labels=answer.label)
-        is_open = answer.action == "reject" and self._may_be_forwarded(mail)
+        is_open = answer.action == "reject" and may_be_forwarded(mail, self.options.unless)
         reply = replies.SENDER_LATER if is_open else answer.reply
         return Verdict(reply(address=sender, domain=sender.domain, reason=reason), labels=answer.label)
 
     async def on_rcpt(self, mail: Transaction, recipient: Recipient) -> Verdict:
         """Look at where users who logged in send to."""
-        if not mail.session.authenticated or self._is_excused(mail.session):
+        if not mail.session.authenticated or self.excuses(mail.session):
             return PASS
         address, action = recipient.address, self._answers["unqualified"].action
         is_ours = self._takes_all or not address.domain or address.domain in self._ours  # postmaster has none
@@ -159,15 +159,6 @@ class SenderDomain(Filter):
             return PASS
         reply = replies.RECIPIENT_UNQUALIFIED(address=address) if action == "reject" else None
         return Verdict(reply, labels=_RECIPIENT_LABEL)
-
-    def _is_excused(self, session: Session) -> bool:
-        return (session.authenticated and "authenticated" in self._excuses) or (
-            session.trusted and "trusted" in self._excuses
-        )
-
-    def _may_be_forwarded(self, mail: Transaction) -> bool:
-        iprev = mail.facts.get(IprevResult) if "trusted-forwarder" in self._excuses else None
-        return iprev is not None and iprev.may_forward
 
     async def _look_at(self, sender: Address, mail: Transaction) -> tuple[str, str]:
         """A result, and why."""

@@ -136,7 +136,6 @@ class Spf(Filter):
             "temperror": (options.temperror, _TEMPERROR),
         }
         self._of_helo: dict[str, tuple[Action, _Answers]] = {"fail": (options.helo_fail, _HELO_FAIL)}
-        self._excuses = frozenset(options.unless)
         self._checks = services.metrics.counter(CHECKS)
         self._helo_checks = services.metrics.counter(HELO_CHECKS)
 
@@ -147,7 +146,7 @@ class Spf(Filter):
     async def on_mail(self, mail: Transaction) -> Verdict:
         """Check both identities at the same time."""
         session = mail.session
-        if self._is_excused(session):
+        if self.excuses(session):
             return PASS
         found = await self._check(mail)
         mail.facts.add(found)
@@ -171,11 +170,6 @@ class Spf(Filter):
         )
         name, _, value = field.decode("utf-8").partition(": ")
         return name, value.removesuffix("\r\n")
-
-    def _is_excused(self, session: Session) -> bool:
-        return (session.authenticated and "authenticated" in self._excuses) or (
-            session.trusted and "trusted" in self._excuses
-        )
 
     async def _check(self, mail: Transaction) -> SpfResults:
         session, sender = mail.session, mail.sender

@@ -86,6 +86,11 @@ class Filter:
         """Whether its options let it refuse at all; one that only marks is not waited for before the data."""
         return True
 
+    def excuses(self, session: Session) -> bool:
+        """Whether `unless` silences whatever it would say about this client, so that it need not even look."""
+        unless = self.options.unless
+        return (session.authenticated and "authenticated" in unless) or (session.trusted and "trusted" in unless)
+
     async def start(self) -> None:
         """Get ready before the first connection; an exception keeps the server from starting."""
 
