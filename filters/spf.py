@@ -24,7 +24,8 @@ here. What becomes of each result:
 - "defer" answers 451 4.7.23 (4.7.24 for permerror, 4.4.3 for temperror).
 - "pass" does nothing.
 
-Refusals are silenced for who logged in, and for hosts that `trusted_forwarders` knows. With "authenticated" or
+Refusals are silenced for who logged in, and for hosts that `trusted_forwarders` knows; one that may be such a host, but
+whose name cannot be looked up now, is put off where it would be refused. With "authenticated" or
 "trusted" in `unless`, such clients are not even checked: the record of a domain does not list its users' telephones.
 
 The limits of RFC 7208 hold: 10 terms that cause lookups, 2 lookups that find nothing, 10 hosts of `mx`; beyond
@@ -44,12 +45,13 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from filters.reverse_names import may_be_forwarded
 from filters.spf_evaluation import Client, evaluate
 from filters.spf_query import LONGEST_CHECK
 from smtpd import replies
 from smtpd.authentication_results import received_spf
 from smtpd.dns import LimitedResolver, Resolver
-from smtpd.findings import SpfCheck, SpfResults
+from smtpd.findings import IprevResult, SpfCheck, SpfResults
 from smtpd.metrics import Counter
 from smtpd.model import IPAddress, Session, Transaction
 from smtpd.options import FilterOptions, Seconds, Strings
@@ -120,6 +122,7 @@ class Spf(Filter):
 
     name = "spf"
     Options = SpfOptions
+    uses = (IprevResult,)
     gives = (SpfResults,)
     labels: ClassVar[frozenset[str]] = frozenset(
         answers.label for answers in (_FAIL, _SOFTFAIL, _PERMERROR, _TEMPERROR, _HELO_FAIL)
@@ -151,10 +154,10 @@ class Spf(Filter):
         found = await self._check(mail)
         mail.facts.add(found)
         self._checks.labels(found.mailfrom.result).inc()
-        verdict = self._judge(found.mailfrom, session, self._of_sender)
+        verdict = self._judge(found.mailfrom, mail, self._of_sender)
         if found.helo is not None and found.helo is not found.mailfrom:
             self._helo_checks.labels(found.helo.result).inc()
-            verdict = _both(verdict, self._judge(found.helo, session, self._of_helo))
+            verdict = _both(verdict, self._judge(found.helo, mail, self._of_helo))
         return replace(verdict, headers=(self._received_spf(found.mailfrom, mail),)) if self._writes_field else verdict
 
     def _received_spf(self, check: SpfCheck, mail: Transaction) -> tuple[str, str]:
@@ -217,17 +220,18 @@ class Spf(Filter):
             reason=found.reason, explanation=found.explanation, mechanism=found.mechanism,
         )  # fmt: skip
 
-    def _judge(self, check: SpfCheck, session: Session, table: dict[str, tuple[Action, _Answers]]) -> Verdict:
+    def _judge(self, check: SpfCheck, mail: Transaction, table: dict[str, tuple[Action, _Answers]]) -> Verdict:
         action, answers = table.get(check.result, ("pass", _FAIL))
         if action == "pass":
             return PASS
         labels = frozenset((answers.label,))
         if action in ("dmarc", "tag"):
             return Verdict(labels=labels)
-        reply = answers.reject if action == "reject" else answers.defer
+        is_final = action == "reject" and not may_be_forwarded(mail, self.options.unless)
+        reply = answers.reject if is_final else answers.defer
         if reply is replies.SPF_FAIL and check.explanation:
             reply = replies.SPF_FAIL_EXPLAINED
-        filled = reply(ip=session.ip, domain=check.domain, reason=check.reason, explanation=check.explanation)
+        filled = reply(ip=mail.session.ip, domain=check.domain, reason=check.reason, explanation=check.explanation)
         return Verdict(filled, labels=labels)
 
 

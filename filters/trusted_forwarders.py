@@ -18,8 +18,8 @@ sends with the best intentions, and whatever it is refused bounces to somebody w
   are treated as with every other client, also when they are in the same message. One that `[smtpd.domains]` does not
   have is a mistake in the configuration.
 
-Whose names cannot be looked up now is no trusted forwarder now; but as it may be one, `dmarc`, `own_domain` and
-`sender_domain` put its mail off (451 4.7.1) where they would refuse it.
+Whose names cannot be looked up now is no trusted forwarder now; but as it may be one, `spf`, `dmarc`, `own_domain` and
+`sender_domain` put its mail off (451) where they would refuse it.
 
 The first entry that knows the client counts: entries with its address come before those with its name. An entry that
 can never be reached, because an earlier one has the same, is a mistake in the configuration.

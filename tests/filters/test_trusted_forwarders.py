@@ -164,6 +164,14 @@ async def test_who_may_be_a_forwarder_is_not_refused_for_good(name: str) -> None
     assert await with_dmarc(NETWORK, resolver=down).send(ip="192.0.2.1") == [OK, OK, "550 5.7.1"]
 
 
+@pytest.mark.parametrize("name", ["9.2.0.192.in-addr.arpa", "mx1.uni.test"])
+async def test_who_may_be_a_forwarder_is_not_refused_for_good_by_spf(name: str) -> None:
+    down = Zone({**ZONE, name: {"tempfail": True}})
+    assert await House(NAMED, resolver=down).send() == ["451 4.7.2", "451 4.7.2"]
+    assert await House(NAMED, resolver=down, spf={"unless": []}).send() == [REFUSED, REFUSED]
+    assert await House(NAMED, resolver=down, mode="observe").send() == [REFUSED, REFUSED]
+
+
 async def test_recipient_it_does_not_forward_to_still_has_dmarc() -> None:
     house = with_dmarc({**NETWORK, "domains": ["example.test"]})
     assert (await house.send())[:2] == [OK, OK]
